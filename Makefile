@@ -1,0 +1,39 @@
+# make demo   the main job: the notebook's tables, a character model, a short benchmark
+# make test   the tests
+# make lint   ruff, mypy --strict, clang-format
+# make wheel  a wheel with CUDA kernels for every supported architecture
+# All of them make .venv and build the extension in place first. TORCH=torch==2.11.0 picks another torch.
+TORCH ?= torch==2.14.1
+PYTHON ?= python3
+PY := .venv/bin/python
+ARCHS := 7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX
+CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.cuh')
+
+.PHONY: demo test lint wheel build clean
+
+demo: build
+	PYTHONPATH=. $(PY) benchmarks/demo.py
+
+test: build
+	$(PY) -m pytest -q -n auto --durations=10
+
+lint: build
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/clang-format --dry-run -Werror $(CXX_FILES)
+
+wheel: .venv/ready
+	TORCH_CUDA_ARCH_LIST="$(ARCHS)" $(PY) -m pip wheel --no-build-isolation --no-deps -w dist .
+
+build: .venv/ready
+	$(PY) setup.py -q build_ext --inplace
+
+.venv/ready: pyproject.toml Makefile
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install -q --upgrade 'pip>=25.1' 'setuptools>=77' wheel
+	$(PY) -m pip install -q '$(TORCH)' --group dev
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info rnn_ext/*.so

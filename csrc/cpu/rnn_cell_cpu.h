@@ -1,0 +1,16 @@
+// The CPU kernels' entry points: one each way, for float, double, c10::BFloat16 and c10::Half.
+#pragma once
+#include "../params.h"
+
+namespace rnn_ext::cpu {
+
+template <typename T>
+void rnn_cell_forward(const ForwardParams<T>& p);
+
+template <typename T>
+void rnn_cell_backward(const BackwardParams<T>& p);
+
+// The instruction set the kernels run on here: "default", "avx2" or "avx512".
+const char* cpu_capability();
+
+}  // namespace rnn_ext::cpu

@@ -1,0 +1,37 @@
+// Shared memory and launches: the one place for both, so that the same kernel source compiles under nvcc and, in the
+// tests, under a host compiler with the runtime in tests/cuda_host (which defines RNN_EXT_CUDA_HOST and its own two
+// macros).
+//
+//   RNN_EXT_SMEM(T, s);                                        T& s names the block's dynamic shared memory
+//   RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, args...)   yields the launch's cudaError_t
+#pragma once
+
+#ifdef RNN_EXT_CUDA_HOST
+#include "cuda_host.h"
+#else
+#include <cuda_runtime.h>
+
+#define RNN_EXT_SMEM(T, s)                                        \
+  extern __shared__ __align__(1024) unsigned char rnn_ext_smem[]; \
+  T& s = *reinterpret_cast<T*>(rnn_ext_smem)
+
+namespace rnn_ext::cuda {
+
+constexpr size_t kDefaultSmemLimit = 48 * 1024;  // above it a kernel must opt in
+
+template <typename... P, typename... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream, A&&... args) {
+  if (smem_bytes > kDefaultSmemLimit) {
+    const cudaError_t e =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem_bytes));
+    if (e != cudaSuccess) return e;
+  }
+  kernel<<<grid, block, smem_bytes, stream> > >(args...);
+  return cudaGetLastError();
+}
+
+}  // namespace rnn_ext::cuda
+
+#define RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
+  ::rnn_ext::cuda::launch(kernel, grid, block, smem_bytes, stream, __VA_ARGS__)
+#endif

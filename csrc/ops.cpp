@@ -1,0 +1,166 @@
+// The operators' schemas, their argument checks, and the kernels that need no device: Meta (shapes alone, symbolic ones
+// too) and Autocast. Their autograd formulas are registered by rnn_ext/ops.py.
+#include "ops.h"
+
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+namespace rnn_ext {
+
+namespace {
+
+void check_like(const Tensor& input, const Tensor& other, const char* name) {
+  TORCH_CHECK(other.scalar_type() == input.scalar_type(), "expected input and ", name,
+              " to have the same dtype, but got ", input.scalar_type(), " and ", other.scalar_type());
+  TORCH_CHECK(other.device() == input.device(), "expected input and ", name, " on the same device, but got ",
+              input.device(), " and ", other.device());
+}
+
+void check_bias(const Tensor& input, const OptTensor& bias, const c10::SymInt& hidden_size, const char* name) {
+  if (!bias.has_value()) return;
+  TORCH_CHECK(bias->dim() == 1 && bias->sym_size(0) == hidden_size, name, " must have shape [", hidden_size,
+              "], but got ", bias->sym_sizes());
+  check_like(input, *bias, name);
+}
+
+}  // namespace
+
+void check_shapes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh) {
+  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "RNNCell: Expected input to be 1D or 2D, got ", input.dim(),
+                    "D instead");
+  TORCH_CHECK_VALUE(!hx.has_value() || hx->dim() == 1 || hx->dim() == 2,
+                    "RNNCell: Expected hidden to be 1D or 2D, got ", hx.has_value() ? hx->dim() : 0, "D instead");
+  TORCH_CHECK(weight_ih.dim() == 2, "weight_ih must be 2D, got ", weight_ih.dim(), "D instead");
+  TORCH_CHECK_INDEX(weight_hh.dim() == 2, "weight_hh must be 2D, got ", weight_hh.dim(), "D instead");
+
+  const auto input_size = weight_ih.sym_size(1);
+  const auto hidden_size = weight_hh.sym_size(1);
+  TORCH_CHECK(input.sym_size(-1) == input_size, "input has inconsistent input_size: got ", input.sym_size(-1),
+              " expected ", input_size);
+  if (hx.has_value()) {
+    const bool unbatched = input.dim() == 1;
+    TORCH_CHECK(unbatched || input.sym_size(0) == hx->sym_size(0), "Input batch size ", input.sym_size(0),
+                " doesn't match hidden0 batch size ", hx->sym_size(0));
+    TORCH_CHECK(!unbatched || hx->dim() == 1, "RNNCell: Expected hidden to be 1D for a 1D input, got shape ",
+                hx->sym_sizes());
+    TORCH_CHECK_INDEX(unbatched || hx->dim() == 2, "RNNCell: Expected hidden to be 2D for a 2D input, got shape ",
+                      hx->sym_sizes());
+    TORCH_CHECK(hx->sym_size(-1) == hidden_size, "hidden0 has inconsistent hidden_size: got ", hx->sym_size(-1),
+                ", expected ", hidden_size);
+  }
+  TORCH_CHECK(weight_ih.sym_size(0) == hidden_size, "weight_ih first dim must be 1 * hidden_size = ", hidden_size,
+              ", but got ", weight_ih.sym_size(0));
+  TORCH_CHECK(weight_hh.sym_size(0) == hidden_size, "weight_hh first dim must be 1 * hidden_size = ", hidden_size,
+              ", but got ", weight_hh.sym_size(0));
+}
+
+Nonlinearity parse_nonlinearity(std::string_view name) {
+  if (name == "tanh") return Nonlinearity::kTanh;
+  if (name == "relu") return Nonlinearity::kRelu;
+  if (name == "sigmoid") return Nonlinearity::kSigmoid;
+  TORCH_CHECK(false, "Unknown nonlinearity: ", name);
+}
+
+void check_forward(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                   const OptTensor& bias_ih, const OptTensor& bias_hh) {
+  check_shapes(input, hx, weight_ih, weight_hh);
+  check_like(input, weight_ih, "weight_ih");
+  check_like(input, weight_hh, "weight_hh");
+  if (hx.has_value()) check_like(input, *hx, "hx");
+  check_bias(input, bias_ih, weight_hh.sym_size(1), "bias_ih");
+  check_bias(input, bias_hh, weight_hh.sym_size(1), "bias_hh");
+}
+
+void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input, const OptTensor& hx,
+                    const Tensor& weight_ih, const Tensor& weight_hh, OutputMask output_mask) {
+  check_forward(input, hx, weight_ih, weight_hh, std::nullopt, std::nullopt);
+  TORCH_CHECK(hx.has_value() || !output_mask[kGradHx], "the gradient of hx was asked for, but hx is None");
+  auto shape = input.sym_sizes().vec();
+  shape.back() = weight_hh.sym_size(1);
+  for (const auto& [tensor, name] : {std::pair{&output, "output"}, std::pair{&grad_output, "grad_output"}}) {
+    TORCH_CHECK(tensor->sym_sizes() == c10::SymIntArrayRef(shape), name, " must have shape ",
+                c10::SymIntArrayRef(shape), ", but got ", tensor->sym_sizes());
+    check_like(input, *tensor, name);
+  }
+}
+
+Tensor empty_output(const Tensor& input, const Tensor& weight_hh) {
+  const auto hidden_size = weight_hh.sym_size(1);
+  return input.dim() == 1 ? at::empty_symint({hidden_size}, input.options())
+                          : at::empty_symint({input.sym_size(0), hidden_size}, input.options());
+}
+
+std::array<Tensor, kNumGradients> empty_gradients(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
+                                                  const Tensor& weight_hh, OutputMask output_mask) {
+  const auto empty = [&](c10::SymIntArrayRef shape) { return at::empty_symint(shape, input.options()); };
+  std::array<Tensor, kNumGradients> gradients;
+  if (output_mask[kGradInput]) gradients[kGradInput] = empty(input.sym_sizes());
+  if (output_mask[kGradHx]) gradients[kGradHx] = empty(hx->sym_sizes());
+  if (output_mask[kGradWeightIh]) gradients[kGradWeightIh] = empty(weight_ih.sym_sizes());
+  if (output_mask[kGradWeightHh]) gradients[kGradWeightHh] = empty(weight_hh.sym_sizes());
+  if (output_mask[kGradBias]) gradients[kGradBias] = empty({weight_hh.sym_size(1)});
+  return gradients;
+}
+
+std::vector<Tensor> asked_gradients(std::array<Tensor, kNumGradients> gradients) {
+  std::vector<Tensor> asked;
+  asked.reserve(kNumGradients);
+  for (auto& gradient : gradients) {
+    if (gradient.defined()) asked.push_back(std::move(gradient));
+  }
+  return asked;
+}
+
+namespace {
+
+Tensor rnn_cell_meta(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                     const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity) {
+  parse_nonlinearity(nonlinearity);
+  check_forward(input, hx, weight_ih, weight_hh, bias_ih, bias_hh);
+  return empty_output(input, weight_hh);
+}
+
+std::vector<Tensor> rnn_cell_backward_meta(const Tensor& grad_output, const Tensor& output, const Tensor& input,
+                                           const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                                           std::string_view nonlinearity, OutputMask output_mask) {
+  parse_nonlinearity(nonlinearity);
+  check_backward(grad_output, output, input, hx, weight_ih, weight_hh, output_mask);
+  return asked_gradients(empty_gradients(input, hx, weight_ih, weight_hh, output_mask));
+}
+
+// nn.RNNCell is on autocast's low-precision list. The dtype is the one in force now (torch.library.register_autocast
+// would freeze one), and cached_cast keeps the cast weights for the rest of the autocast region.
+template <at::DeviceType device_type>
+Tensor rnn_cell_autocast(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                         const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity) {
+  constexpr auto key = device_type == at::kCUDA ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+  const auto dtype = at::autocast::get_autocast_dtype(device_type);
+  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(dtype, t, device_type); };
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("rnn_ext::rnn_cell", "").typed<decltype(rnn_cell_meta)>();
+  return op.call(cast(input), cast(hx), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh), nonlinearity);
+}
+
+}  // namespace
+
+TORCH_LIBRARY(rnn_ext, m) {
+  m.def(
+      "rnn_cell(Tensor input, Tensor? hx, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih=None, "
+      "Tensor? bias_hh=None, str nonlinearity=\"tanh\") -> Tensor",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "rnn_cell_backward(Tensor grad_output, Tensor output, Tensor input, Tensor? hx, Tensor weight_ih, "
+      "Tensor weight_hh, str nonlinearity, bool[5] output_mask) -> Tensor[]",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(rnn_ext, Meta, m) {
+  m.impl("rnn_cell", &rnn_cell_meta);
+  m.impl("rnn_cell_backward", &rnn_cell_backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(rnn_ext, AutocastCPU, m) { m.impl("rnn_cell", &rnn_cell_autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(rnn_ext, AutocastCUDA, m) { m.impl("rnn_cell", &rnn_cell_autocast<at::kCUDA>); }
+
+}  // namespace rnn_ext

@@ -1,0 +1,105 @@
+// What the operators' CPU and CUDA kernels share: argument checks in nn.RNNCell's words, and the step from tensors to
+// the kernels' params structs.
+#pragma once
+#include <ATen/ATen.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "params.h"
+
+namespace rnn_ext {
+
+using at::Tensor;
+using OptTensor = std::optional<Tensor>;
+
+// The gradients rnn_cell_backward can be asked for, in the order in which it returns them.
+enum Gradient : size_t { kGradInput, kGradHx, kGradWeightIh, kGradWeightHh, kGradBias, kNumGradients };
+using OutputMask = std::array<bool, kNumGradients>;
+
+// Raises nn.RNNCell's errors for ranks and sizes, in its order (ValueError, IndexError or RuntimeError).
+// Symbolic sizes are allowed; dtypes and devices are not looked at.
+void check_shapes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh);
+
+// The nonlinearity of that name, or nn.RNNCell's RuntimeError.
+Nonlinearity parse_nonlinearity(std::string_view name);
+
+// All that a kernel relies on: check_shapes, biases of shape (H), one dtype, one device.
+void check_forward(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                   const OptTensor& bias_ih, const OptTensor& bias_hh);
+void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input, const OptTensor& hx,
+                    const Tensor& weight_ih, const Tensor& weight_hh, OutputMask output_mask);
+
+// New tensors for the output and for the gradients that output_mask asks for (the others stay undefined).
+Tensor empty_output(const Tensor& input, const Tensor& weight_hh);
+std::array<Tensor, kNumGradients> empty_gradients(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
+                                                  const Tensor& weight_hh, OutputMask output_mask);
+
+// The gradients that were asked for, in order, as the operator returns them.
+std::vector<Tensor> asked_gradients(std::array<Tensor, kNumGradients> gradients);
+
+// A (B, N) operand; an unbatched one is its single row.
+template <typename T>
+Matrix<T> as_matrix(const Tensor& t) {
+  const auto* data = static_cast<const T*>(t.const_data_ptr());
+  return t.dim() == 1 ? Matrix<T>{data, 0, t.stride(0)} : Matrix<T>{data, t.stride(0), t.stride(1)};
+}
+
+template <typename T>
+Matrix<T> as_matrix(const OptTensor& t) {
+  return t.has_value() ? as_matrix<T>(*t) : Matrix<T>{};
+}
+
+template <typename T>
+T* as_pointer(const Tensor& t) {
+  return t.defined() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+}
+
+template <typename T>
+const T* as_pointer(const OptTensor& t) {
+  return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+}
+
+inline int64_t batch_size(const Tensor& input) { return input.dim() == 1 ? 1 : input.size(0); }
+
+template <typename T>
+ForwardParams<T> forward_params(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
+                                const Tensor& weight_hh, const OptTensor& bias_ih, const OptTensor& bias_hh,
+                                const Tensor& output, Nonlinearity nonlinearity) {
+  return {as_matrix<T>(input),
+          as_matrix<T>(hx),
+          as_matrix<T>(weight_ih),
+          as_matrix<T>(weight_hh),
+          as_pointer<T>(bias_ih),
+          as_pointer<T>(bias_hh),
+          as_pointer<T>(output),
+          batch_size(input),
+          weight_ih.size(1),
+          weight_hh.size(1),
+          nonlinearity};
+}
+
+template <typename T>
+BackwardParams<T> backward_params(const Tensor& grad_output, const Tensor& output, const Tensor& input,
+                                  const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                                  const std::array<Tensor, kNumGradients>& gradients, Nonlinearity nonlinearity) {
+  return {as_matrix<T>(grad_output),
+          as_matrix<T>(output),
+          as_matrix<T>(input),
+          as_matrix<T>(hx),
+          as_matrix<T>(weight_ih),
+          as_matrix<T>(weight_hh),
+          as_pointer<T>(gradients[kGradInput]),
+          as_pointer<T>(gradients[kGradHx]),
+          as_pointer<T>(gradients[kGradWeightIh]),
+          as_pointer<T>(gradients[kGradWeightHh]),
+          as_pointer<T>(gradients[kGradBias]),
+          batch_size(input),
+          weight_ih.size(1),
+          weight_hh.size(1),
+          nonlinearity};
+}
+
+}  // namespace rnn_ext

@@ -1,0 +1,55 @@
+// The operators on CPU tensors: checks, allocation, and the step down to csrc/cpu.
+#include <ATen/Dispatch.h>
+#include <torch/library.h>
+
+#include "cpu/rnn_cell_cpu.h"
+#include "ops.h"
+
+namespace rnn_ext {
+namespace {
+
+// The CPU kernels read rows with unit stride between columns, at any distance from each other.
+Tensor unit_columns(const Tensor& t) { return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous(); }
+
+OptTensor unit_columns(const OptTensor& t) { return t.has_value() ? OptTensor(unit_columns(*t)) : t; }
+
+OptTensor contiguous(const OptTensor& t) { return t.has_value() ? OptTensor(t->contiguous()) : t; }
+
+Tensor rnn_cell_cpu(const Tensor& input_, const OptTensor& hx_, const Tensor& weight_ih_, const Tensor& weight_hh_,
+                    const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view nonlinearity_) {
+  const auto nonlinearity = parse_nonlinearity(nonlinearity_);
+  check_forward(input_, hx_, weight_ih_, weight_hh_, bias_ih_, bias_hh_);
+  const auto input = unit_columns(input_), weight_ih = unit_columns(weight_ih_), weight_hh = unit_columns(weight_hh_);
+  const auto hx = unit_columns(hx_), bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
+  auto output = empty_output(input, weight_hh);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_cell", [&] {
+    cpu::rnn_cell_forward(
+        forward_params<scalar_t>(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, output, nonlinearity));
+  });
+  return output;
+}
+
+std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output_, const Tensor& output_, const Tensor& input_,
+                                          const OptTensor& hx_, const Tensor& weight_ih_, const Tensor& weight_hh_,
+                                          std::string_view nonlinearity_, OutputMask output_mask) {
+  const auto nonlinearity = parse_nonlinearity(nonlinearity_);
+  check_backward(grad_output_, output_, input_, hx_, weight_ih_, weight_hh_, output_mask);
+  const auto grad_output = unit_columns(grad_output_), output = unit_columns(output_), input = unit_columns(input_);
+  const auto weight_ih = unit_columns(weight_ih_), weight_hh = unit_columns(weight_hh_);
+  const auto hx = unit_columns(hx_);
+  auto gradients = empty_gradients(input, hx, weight_ih, weight_hh, output_mask);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_cell_backward", [&] {
+    cpu::rnn_cell_backward(
+        backward_params<scalar_t>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity));
+  });
+  return asked_gradients(std::move(gradients));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
+  m.impl("rnn_cell", &rnn_cell_cpu);
+  m.impl("rnn_cell_backward", &rnn_cell_backward_cpu);
+}
+
+}  // namespace rnn_ext

@@ -1,0 +1,29 @@
+"""A fused Elman RNN cell for PyTorch: a drop-in for torch.nn.RNNCell, one kernel launch a step.
+
+See :class:`RNNCell`, :func:`rnn_cell` and :func:`convert_rnn_cells`; ``python -m rnn_ext`` tells what was built.
+"""
+
+import torch  # noqa: F401  (its libraries must be loaded before _C)
+
+from . import _C, ops
+from ._version import __version__
+from .autograd import RNNCellFunction
+from .convert import convert_rnn_cells
+from .functional import rnn_cell
+from .modules import LazyRNNCell, RNNCell
+
+__all__ = [
+    "LazyRNNCell",
+    "RNNCell",
+    "RNNCellFunction",
+    "__version__",
+    "convert_rnn_cells",
+    "is_cuda_built",
+    "ops",
+    "rnn_cell",
+]
+
+
+def is_cuda_built() -> bool:
+    """Whether the CUDA kernels were compiled in (whatever GPU is there)."""
+    return bool(_C.cuda_built)

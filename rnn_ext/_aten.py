@@ -1,0 +1,83 @@
+"""The plain ATen composition: what the fused kernels don't take, and every derivative beyond the first."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import _C
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    nonlinearity: str,
+) -> Tensor:
+    """The cell out of ATen's operators, and nn.RNNCell's own errors."""
+    if input.dim() not in (1, 2):
+        raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    if hx is not None and hx.dim() not in (1, 2):
+        raise ValueError(f"RNNCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+    unbatched = input.dim() == 1
+    if unbatched:
+        input = input.unsqueeze(0)
+    if hx is None:
+        hx = torch.zeros(input.size(0), weight_hh.size(1), dtype=input.dtype, device=input.device)
+    elif unbatched:
+        hx = hx.unsqueeze(0)
+
+    if nonlinearity == "tanh":
+        output = torch.rnn_tanh_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    elif nonlinearity == "relu":
+        output = torch.rnn_relu_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    elif nonlinearity == "sigmoid":
+        if not torch.compiler.is_compiling():
+            _C.check_shapes(input, hx, weight_ih, weight_hh)
+        output = torch.sigmoid(F.linear(input, weight_ih, bias_ih) + F.linear(hx, weight_hh, bias_hh))
+    else:
+        raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
+    return output.squeeze(0) if unbatched else output
+
+
+def rnn_cell_backward(
+    grad_output: Tensor,
+    output: Tensor,
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    nonlinearity: str,
+    output_mask: Sequence[bool],
+) -> list[Tensor]:
+    """The asked gradients (input, hx, weight_ih, weight_hh, bias) by differentiable formulas.
+
+    Everything is a function of the arguments: where `output` is connected to the graph, so is each result.
+    """
+    if nonlinearity == "tanh":
+        grad_z = grad_output * (1 - output * output)
+    elif nonlinearity == "relu":
+        grad_z = torch.ops.aten.threshold_backward(grad_output, output, 0)
+    else:
+        grad_z = grad_output * (output * (1 - output))
+
+    def rows(t: Tensor) -> Tensor:
+        return t.unsqueeze(0) if input.dim() == 1 else t
+
+    want_input, want_hx, want_weight_ih, want_weight_hh, want_bias = output_mask
+    gradients = []
+    if want_input:
+        gradients.append(grad_z @ weight_ih)
+    if want_hx:
+        gradients.append(grad_z @ weight_hh)
+    if want_weight_ih:
+        gradients.append(rows(grad_z).t() @ rows(input))
+    if want_weight_hh:
+        gradients.append(torch.zeros_like(weight_hh) if hx is None else rows(grad_z).t() @ rows(hx))
+    if want_bias:
+        gradients.append(rows(grad_z).sum(0))
+    return gradients

@@ -1,0 +1,62 @@
+"""RNNCellFunction: the fused forward and its hand-written backward as a torch.autograd.Function."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _C, _aten
+
+
+class RNNCellFunction(torch.autograd.Function):
+    """h' = f(x Wᵀ + b_ih + h Uᵀ + b_hh) with the fused kernels in both directions.
+
+    Called as ``RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)``; see
+    :func:`rnn_ext.rnn_cell` for shapes and dtypes, and for a call that also takes what this one doesn't.
+
+    The forward takes ``ctx`` (a separate ``setup_context`` costs seven times the call: it runs ``inspect.signature``).
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        input: Tensor,
+        hx: Tensor | None,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        nonlinearity: str,
+    ) -> Tensor:
+        """The fused kernel; the output is saved in place of z, which no derivative needs."""
+        output = _C.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        ctx.save_for_backward(output, input, hx, weight_ih, weight_hh)
+        ctx.nonlinearity = nonlinearity
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        """The gradients that are needed, by the fused kernel.
+
+        Under ``create_graph``, a functorch transform or forward-mode AD they come from ATen formulas on the saved
+        tensors instead: the saved output is connected to the graph, so every further derivative follows.
+        """
+        saved = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        mask = gradient_mask(needs)
+        fused = _C.is_fused_backward(grad_output, *saved)
+        backward = _C.rnn_cell_backward if fused else _aten.rnn_cell_backward
+        return spread_gradients(backward(grad_output, *saved, ctx.nonlinearity, mask), needs)
+
+
+def gradient_mask(needs: tuple[bool, ...]) -> list[bool]:
+    """Which of (input, hx, weight_ih, weight_hh, bias) are needed; the two biases share a gradient."""
+    return [*needs[:4], needs[4] or needs[5]]
+
+
+def spread_gradients(gradients: list[Tensor], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
+    """The asked gradients at the places of the forward's seven arguments."""
+    asked = iter(gradients)
+    spread = [next(asked) if need else None for need in needs[:4]]
+    bias = next(asked, None)
+    return (*spread, bias if needs[4] else None, bias if needs[5] else None, None)

@@ -1,0 +1,85 @@
+"""The functional form of the cell, and the choice between the fused kernels and ATen."""
+
+import torch
+from torch import Tensor
+
+from . import _C, _aten
+from .autograd import RNNCellFunction
+
+_KERNEL, _AUTOGRAD, _OPERATOR = (int(p) for p in (_C.Path.KERNEL, _C.Path.AUTOGRAD, _C.Path.OPERATOR))
+_FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_FUSED_DEVICES = ("cpu", "cuda") if _C.cuda_built else ("cpu",)
+
+
+def rnn_cell(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    r"""One step of the Elman RNN, :math:`h' = f(x W^\top + b_{ih} + h U^\top + b_{hh})`, in one kernel launch.
+
+    Args:
+        input: x, of shape (B, I), or (I) unbatched.
+        hx: h, of shape (B, H), or (H) unbatched; None stands for zeros and costs nothing.
+        weight_ih: W, of shape (H, I).
+        weight_hh: U, of shape (H, H).
+        bias_ih: of shape (H), or None.
+        bias_hh: of shape (H), or None.
+        nonlinearity: f: ``"tanh"``, ``"relu"`` or ``"sigmoid"`` (the logistic function).
+
+    Returns:
+        h', of shape (B, H), or (H) unbatched, in the input's dtype and on its device.
+
+    The fused kernels take float32, float64, bfloat16 and float16 (which accumulate in float32) on the CPU and on
+    CUDA. Everything else that :class:`torch.nn.RNNCell` takes (complex numbers, other devices, tensor subclasses,
+    functorch transforms, forward-mode AD) goes through the same formula in ATen's operators.
+
+    Raises:
+        ValueError: an input or hx that is neither 1-D nor 2-D.
+        RuntimeError: sizes, dtypes or devices that don't fit together, or an unknown nonlinearity.
+
+    Source: J. L. Elman, Finding Structure in Time, Cognitive Science 14 (1990).
+    """
+    if torch.compiler.is_compiling():  # Dynamo can't trace pybind11 functions
+        fused = _compiled_takes(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+        path = _OPERATOR if fused else None
+    else:
+        path = _C.choose_path(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+
+    if path == _KERNEL:
+        return _C.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+    if path == _AUTOGRAD:
+        return RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+    if path == _OPERATOR:
+        return torch.ops.rnn_ext.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+    return _aten.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+
+
+def _compiled_takes(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+) -> bool:
+    """What _C.choose_path asks of the tensors, in Python that Dynamo can trace."""
+    device = input.device.type
+    if device not in _FUSED_DEVICES or torch._C._are_functorch_transforms_active():
+        return False
+    autocast = torch.is_autocast_enabled(device)
+    for t in (input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
+        if t is None:
+            continue
+        if t.dtype not in _FUSED_DTYPES or (t.dtype != input.dtype and not autocast) or t.device != input.device:
+            return False
+        if t.layout != torch.strided:
+            return False
+    return all(
+        bias is None or (bias.dim() == 1 and weight_hh.dim() == 2 and bias.size(0) == weight_hh.size(1))
+        for bias in (bias_ih, bias_hh)
+    )
