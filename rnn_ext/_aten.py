@@ -77,7 +77,8 @@ def rnn_cell_backward(
     if want_weight_ih:
         gradients.append(rows(grad_z).t() @ rows(input))
     if want_weight_hh:
-        gradients.append(torch.zeros_like(weight_hh) if hx is None else rows(grad_z).t() @ rows(hx))
+        h = torch.zeros_like(output) if hx is None else hx  # a product, so that it stays differentiable
+        gradients.append(rows(grad_z).t() @ rows(h))
     if want_bias:
         gradients.append(rows(grad_z).sum(0))
     return gradients

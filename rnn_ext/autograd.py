@@ -18,7 +18,7 @@ class RNNCellFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         input: Tensor,
         hx: Tensor | None,
@@ -35,18 +35,20 @@ class RNNCellFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients that are needed, by the fused kernel.
 
         Under ``create_graph``, a functorch transform or forward-mode AD they come from ATen formulas on the saved
         tensors instead: the saved output is connected to the graph, so every further derivative follows.
         """
-        saved = ctx.saved_tensors
+        output, input, hx, weight_ih, weight_hh = ctx.saved_tensors
         needs = ctx.needs_input_grad
         mask = gradient_mask(needs)
-        fused = _C.is_fused_backward(grad_output, *saved)
+        fused = _C.is_fused_backward(grad_output, output, input, hx, weight_ih, weight_hh)
         backward = _C.rnn_cell_backward if fused else _aten.rnn_cell_backward
-        return spread_gradients(backward(grad_output, *saved, ctx.nonlinearity, mask), needs)
+        return spread_gradients(
+            backward(grad_output, output, input, hx, weight_ih, weight_hh, ctx.nonlinearity, mask), needs
+        )
 
 
 def gradient_mask(needs: tuple[bool, ...]) -> list[bool]:

@@ -53,9 +53,11 @@ def rnn_cell(
     if path == _KERNEL:
         return _C.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
     if path == _AUTOGRAD:
-        return RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        output: Tensor = RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        return output
     if path == _OPERATOR:
-        return torch.ops.rnn_ext.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        output = torch.ops.rnn_ext.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        return output
     return _aten.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
 
 

@@ -44,7 +44,7 @@ class RNNCell(nn.RNNCell):
         return rnn_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.nonlinearity)
 
 
-class LazyRNNCell(LazyModuleMixin, RNNCell):  # type: ignore[misc]
+class LazyRNNCell(LazyModuleMixin, RNNCell):
     """An :class:`RNNCell` that takes its input_size from the first input, and then becomes an RNNCell.
 
     Its parameters are uninitialized until then (see torch.nn.modules.lazy.LazyModuleMixin); they are drawn at the

@@ -28,7 +28,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.save_for_backward(*inputs[:6])
-    ctx.nonlinearity, ctx.output_mask = inputs[6:]
+    ctx.options = inputs[6:]
 
 
 def _double_backward(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
@@ -37,7 +37,7 @@ def _double_backward(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]
     with torch.enable_grad():
         # Aliases, so that the output's own dependence on the weights is left to the graph that the engine is walking.
         saved: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
-        outputs = _aten.rnn_cell_backward(*saved, ctx.nonlinearity, ctx.output_mask)
+        outputs = _aten.rnn_cell_backward(*saved, *ctx.options)
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if o.requires_grad and g is not None]
         found = torch.autograd.grad(
             [o for o, _ in pairs],
