@@ -30,12 +30,22 @@ c10::TypedOperatorHandle<Signature> find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+// A Python string's own characters; anything else is no nonlinearity, and nn.RNNCell's error for one.
+std::string_view as_name(const py::handle& object) {
+  TORCH_CHECK(PyUnicode_Check(object.ptr()), "Unknown nonlinearity: ", std::string(py::str(object)));
+  Py_ssize_t size = 0;
+  const char* data = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
+  if (!data) throw py::error_already_set();
+  return {data, static_cast<size_t>(size)};
+}
+
 Tensor rnn_cell(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity) {
+                const OptTensor& bias_ih, const OptTensor& bias_hh, const py::handle& nonlinearity) {
   static const auto op = find_op<ForwardOp>("rnn_ext::rnn_cell");
+  const auto name = as_name(nonlinearity);
   const py::gil_scoped_release no_gil;
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  return op.call(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+  return op.call(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, name);
 }
 
 std::vector<Tensor> rnn_cell_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input,
@@ -88,15 +98,16 @@ bool is_fused_backward(const py::args& tensors) {
 Path choose_path(const py::handle& input_, const py::handle& hx, const py::handle& weight_ih,
                  const py::handle& weight_hh_, const py::handle& bias_ih, const py::handle& bias_hh) {
   if (transforms_active()) return Path::kAten;
-  if (!THPVariable_Check(input_.ptr()) || !THPVariable_Check(weight_hh_.ptr())) return Path::kAten;
+  if (!THPVariable_CheckExact(input_.ptr()) || !THPVariable_CheckExact(weight_hh_.ptr())) return Path::kAten;
   const Tensor& input = THPVariable_Unpack(input_.ptr());
   const Tensor& weight_hh = THPVariable_Unpack(weight_hh_.ptr());
+  if (!is_plain(input)) return Path::kAten;
   const bool autocast = at::autocast::is_autocast_enabled(input.device().type());
 
   bool requires_grad = false;
   for (const auto& object : {input_, weight_ih, weight_hh_, hx, bias_ih, bias_hh}) {
     if (object.is_none()) continue;
-    if (!THPVariable_Check(object.ptr())) return Path::kAten;
+    if (!THPVariable_CheckExact(object.ptr())) return Path::kAten;  // a subclass may override the ATen calls
     const Tensor& t = THPVariable_Unpack(object.ptr());
     if (!is_plain(t) || t.device() != input.device()) return Path::kAten;
     if (t.scalar_type() != input.scalar_type() && !autocast) return Path::kAten;
@@ -124,7 +135,7 @@ PYBIND11_MODULE(_C, m) {
     return static_cast<int>(choose_path(input, hx, weight_ih, weight_hh, bias_ih, bias_hh));
   });
   m.def("is_fused_backward", &is_fused_backward);
-  m.def("check_shapes", &check_shapes);
+  m.def("check_sizes", &check_sizes);
   m.def("rnn_cell", &rnn_cell);
   m.def("rnn_cell_backward", &rnn_cell_backward);
   m.def("cpu_capability", &cpu::cpu_capability);

@@ -23,37 +23,7 @@ void check_bias(const Tensor& input, const OptTensor& bias, const c10::SymInt& h
   check_like(input, *bias, name);
 }
 
-}  // namespace
-
-void check_shapes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh) {
-  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "RNNCell: Expected input to be 1D or 2D, got ", input.dim(),
-                    "D instead");
-  TORCH_CHECK_VALUE(!hx.has_value() || hx->dim() == 1 || hx->dim() == 2,
-                    "RNNCell: Expected hidden to be 1D or 2D, got ", hx.has_value() ? hx->dim() : 0, "D instead");
-  TORCH_CHECK(weight_ih.dim() == 2, "weight_ih must be 2D, got ", weight_ih.dim(), "D instead");
-  TORCH_CHECK_INDEX(weight_hh.dim() == 2, "weight_hh must be 2D, got ", weight_hh.dim(), "D instead");
-
-  const auto input_size = weight_ih.sym_size(1);
-  const auto hidden_size = weight_hh.sym_size(1);
-  TORCH_CHECK(input.sym_size(-1) == input_size, "input has inconsistent input_size: got ", input.sym_size(-1),
-              " expected ", input_size);
-  if (hx.has_value()) {
-    const bool unbatched = input.dim() == 1;
-    TORCH_CHECK(unbatched || input.sym_size(0) == hx->sym_size(0), "Input batch size ", input.sym_size(0),
-                " doesn't match hidden0 batch size ", hx->sym_size(0));
-    TORCH_CHECK(!unbatched || hx->dim() == 1, "RNNCell: Expected hidden to be 1D for a 1D input, got shape ",
-                hx->sym_sizes());
-    TORCH_CHECK_INDEX(unbatched || hx->dim() == 2, "RNNCell: Expected hidden to be 2D for a 2D input, got shape ",
-                      hx->sym_sizes());
-    TORCH_CHECK(hx->sym_size(-1) == hidden_size, "hidden0 has inconsistent hidden_size: got ", hx->sym_size(-1),
-                ", expected ", hidden_size);
-  }
-  TORCH_CHECK(weight_ih.sym_size(0) == hidden_size, "weight_ih first dim must be 1 * hidden_size = ", hidden_size,
-              ", but got ", weight_ih.sym_size(0));
-  TORCH_CHECK(weight_hh.sym_size(0) == hidden_size, "weight_hh first dim must be 1 * hidden_size = ", hidden_size,
-              ", but got ", weight_hh.sym_size(0));
-}
-
+// The nonlinearity of that name, or nn.RNNCell's RuntimeError.
 Nonlinearity parse_nonlinearity(std::string_view name) {
   if (name == "tanh") return Nonlinearity::kTanh;
   if (name == "relu") return Nonlinearity::kRelu;
@@ -61,19 +31,56 @@ Nonlinearity parse_nonlinearity(std::string_view name) {
   TORCH_CHECK(false, "Unknown nonlinearity: ", name);
 }
 
-void check_forward(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                   const OptTensor& bias_ih, const OptTensor& bias_hh) {
-  check_shapes(input, hx, weight_ih, weight_hh);
+void check_ranks(const Tensor& input, const OptTensor& hx) {
+  TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "RNNCell: Expected input to be 1D or 2D, got ", input.dim(),
+                    "D instead");
+  TORCH_CHECK_VALUE(!hx.has_value() || hx->dim() == 1 || hx->dim() == 2,
+                    "RNNCell: Expected hidden to be 1D or 2D, got ", hx.has_value() ? hx->dim() : 0, "D instead");
+}
+
+}  // namespace
+
+void check_sizes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh) {
+  TORCH_CHECK(weight_ih.dim() > 0, "weight_ih must be 2D, got 0D instead");
+  TORCH_CHECK_INDEX(weight_hh.dim() == 2, "weight_hh must be 2D, got ", weight_hh.dim(), "D instead");
+  const bool unbatched = input.dim() == 1;
+  const auto hidden_size = weight_hh.sym_size(1);
+  TORCH_CHECK(input.sym_size(-1) == weight_ih.sym_size(-1), "input has inconsistent input_size: got ",
+              input.sym_size(-1), " expected ", weight_ih.sym_size(-1));
+  TORCH_CHECK(weight_ih.sym_size(0) == hidden_size, "weight_ih first dim must be 1 * hidden_size = ", hidden_size,
+              ", but got ", weight_ih.sym_size(0));
+  if (hx.has_value()) {
+    TORCH_CHECK(unbatched || input.sym_size(0) == hx->sym_size(0), "Input batch size ", input.sym_size(0),
+                " doesn't match hidden0 batch size ", hx->sym_size(0));
+    TORCH_CHECK_INDEX(unbatched || hx->dim() == 2, "RNNCell: Expected hidden to be 2D for a 2D input, got shape ",
+                      hx->sym_sizes());
+    const auto got = hx->sym_size(unbatched ? 0 : 1);
+    TORCH_CHECK(got == hidden_size, "hidden0 has inconsistent hidden_size: got ", got, ", expected ", hidden_size);
+    TORCH_CHECK(!unbatched || hx->dim() == 1, "RNNCell: Expected hidden to be 1D for a 1D input, got shape ",
+                hx->sym_sizes());
+  }
+  TORCH_CHECK(weight_ih.dim() == 2, "weight_ih must be 2D, got ", weight_ih.dim(), "D instead");
+  TORCH_CHECK(weight_hh.sym_size(0) == hidden_size, "weight_hh first dim must be 1 * hidden_size = ", hidden_size,
+              ", but got ", weight_hh.sym_size(0));
+}
+
+Nonlinearity check_forward(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                           const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity) {
+  check_ranks(input, hx);
+  const auto parsed = parse_nonlinearity(nonlinearity);
+  check_sizes(input, hx, weight_ih, weight_hh);
   check_like(input, weight_ih, "weight_ih");
   check_like(input, weight_hh, "weight_hh");
   if (hx.has_value()) check_like(input, *hx, "hx");
   check_bias(input, bias_ih, weight_hh.sym_size(1), "bias_ih");
   check_bias(input, bias_hh, weight_hh.sym_size(1), "bias_hh");
+  return parsed;
 }
 
-void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input, const OptTensor& hx,
-                    const Tensor& weight_ih, const Tensor& weight_hh, OutputMask output_mask) {
-  check_forward(input, hx, weight_ih, weight_hh, std::nullopt, std::nullopt);
+Nonlinearity check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input, const OptTensor& hx,
+                            const Tensor& weight_ih, const Tensor& weight_hh, std::string_view nonlinearity,
+                            OutputMask output_mask) {
+  const auto parsed = check_forward(input, hx, weight_ih, weight_hh, std::nullopt, std::nullopt, nonlinearity);
   TORCH_CHECK(hx.has_value() || !output_mask[kGradHx], "the gradient of hx was asked for, but hx is None");
   auto shape = input.sym_sizes().vec();
   shape.back() = weight_hh.sym_size(1);
@@ -82,6 +89,7 @@ void check_backward(const Tensor& grad_output, const Tensor& output, const Tenso
                 c10::SymIntArrayRef(shape), ", but got ", tensor->sym_sizes());
     check_like(input, *tensor, name);
   }
+  return parsed;
 }
 
 Tensor empty_output(const Tensor& input, const Tensor& weight_hh) {
@@ -98,7 +106,8 @@ std::array<Tensor, kNumGradients> empty_gradients(const Tensor& input, const Opt
   if (output_mask[kGradHx]) gradients[kGradHx] = empty(hx->sym_sizes());
   if (output_mask[kGradWeightIh]) gradients[kGradWeightIh] = empty(weight_ih.sym_sizes());
   if (output_mask[kGradWeightHh]) gradients[kGradWeightHh] = empty(weight_hh.sym_sizes());
-  if (output_mask[kGradBias]) gradients[kGradBias] = empty({weight_hh.sym_size(1)});
+  if (output_mask[kGradBiasIh]) gradients[kGradBiasIh] = empty({weight_hh.sym_size(1)});
+  if (output_mask[kGradBiasHh]) gradients[kGradBiasHh] = empty({weight_hh.sym_size(1)});
   return gradients;
 }
 
@@ -115,16 +124,14 @@ namespace {
 
 Tensor rnn_cell_meta(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
                      const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity) {
-  parse_nonlinearity(nonlinearity);
-  check_forward(input, hx, weight_ih, weight_hh, bias_ih, bias_hh);
+  check_forward(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
   return empty_output(input, weight_hh);
 }
 
 std::vector<Tensor> rnn_cell_backward_meta(const Tensor& grad_output, const Tensor& output, const Tensor& input,
                                            const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
                                            std::string_view nonlinearity, OutputMask output_mask) {
-  parse_nonlinearity(nonlinearity);
-  check_backward(grad_output, output, input, hx, weight_ih, weight_hh, output_mask);
+  check_backward(grad_output, output, input, hx, weight_ih, weight_hh, nonlinearity, output_mask);
   return asked_gradients(empty_gradients(input, hx, weight_ih, weight_hh, output_mask));
 }
 
@@ -151,7 +158,7 @@ TORCH_LIBRARY(rnn_ext, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "rnn_cell_backward(Tensor grad_output, Tensor output, Tensor input, Tensor? hx, Tensor weight_ih, "
-      "Tensor weight_hh, str nonlinearity, bool[5] output_mask) -> Tensor[]",
+      "Tensor weight_hh, str nonlinearity, bool[6] output_mask) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
 }
 

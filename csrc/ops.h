@@ -16,21 +16,20 @@ using at::Tensor;
 using OptTensor = std::optional<Tensor>;
 
 // The gradients rnn_cell_backward can be asked for, in the order in which it returns them.
-enum Gradient : size_t { kGradInput, kGradHx, kGradWeightIh, kGradWeightHh, kGradBias, kNumGradients };
+enum Gradient : size_t { kGradInput, kGradHx, kGradWeightIh, kGradWeightHh, kGradBiasIh, kGradBiasHh, kNumGradients };
 using OutputMask = std::array<bool, kNumGradients>;
 
-// Raises nn.RNNCell's errors for ranks and sizes, in its order (ValueError, IndexError or RuntimeError).
-// Symbolic sizes are allowed; dtypes and devices are not looked at.
-void check_shapes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh);
+// Raises nn.RNNCell's errors for sizes that don't fit together, given ranks that do. Symbolic sizes are allowed; dtypes
+// and devices are not looked at.
+void check_sizes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh);
 
-// The nonlinearity of that name, or nn.RNNCell's RuntimeError.
-Nonlinearity parse_nonlinearity(std::string_view name);
-
-// All that a kernel relies on: check_shapes, biases of shape (H), one dtype, one device.
-void check_forward(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                   const OptTensor& bias_ih, const OptTensor& bias_hh);
-void check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input, const OptTensor& hx,
-                    const Tensor& weight_ih, const Tensor& weight_hh, OutputMask output_mask);
+// All that a kernel relies on, checked in nn.RNNCell's order and words: ranks, nonlinearity, sizes, then dtypes and
+// devices. Returns the nonlinearity of that name.
+Nonlinearity check_forward(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                           const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity);
+Nonlinearity check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input, const OptTensor& hx,
+                            const Tensor& weight_ih, const Tensor& weight_hh, std::string_view nonlinearity,
+                            OutputMask output_mask);
 
 // New tensors for the output and for the gradients that output_mask asks for (the others stay undefined).
 Tensor empty_output(const Tensor& input, const Tensor& weight_hh);
@@ -95,7 +94,8 @@ BackwardParams<T> backward_params(const Tensor& grad_output, const Tensor& outpu
           as_pointer<T>(gradients[kGradHx]),
           as_pointer<T>(gradients[kGradWeightIh]),
           as_pointer<T>(gradients[kGradWeightHh]),
-          as_pointer<T>(gradients[kGradBias]),
+          as_pointer<T>(gradients[gradients[kGradBiasIh].defined() ? kGradBiasIh : kGradBiasHh]),
+          as_pointer<T>(gradients[kGradBiasIh].defined() ? gradients[kGradBiasHh] : Tensor()),
           batch_size(input),
           weight_ih.size(1),
           weight_hh.size(1),

@@ -16,9 +16,8 @@ OptTensor unit_columns(const OptTensor& t) { return t.has_value() ? OptTensor(un
 OptTensor contiguous(const OptTensor& t) { return t.has_value() ? OptTensor(t->contiguous()) : t; }
 
 Tensor rnn_cell_cpu(const Tensor& input_, const OptTensor& hx_, const Tensor& weight_ih_, const Tensor& weight_hh_,
-                    const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view nonlinearity_) {
-  const auto nonlinearity = parse_nonlinearity(nonlinearity_);
-  check_forward(input_, hx_, weight_ih_, weight_hh_, bias_ih_, bias_hh_);
+                    const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view name) {
+  const auto nonlinearity = check_forward(input_, hx_, weight_ih_, weight_hh_, bias_ih_, bias_hh_, name);
   const auto input = unit_columns(input_), weight_ih = unit_columns(weight_ih_), weight_hh = unit_columns(weight_hh_);
   const auto hx = unit_columns(hx_), bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
   auto output = empty_output(input, weight_hh);
@@ -31,9 +30,9 @@ Tensor rnn_cell_cpu(const Tensor& input_, const OptTensor& hx_, const Tensor& we
 
 std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output_, const Tensor& output_, const Tensor& input_,
                                           const OptTensor& hx_, const Tensor& weight_ih_, const Tensor& weight_hh_,
-                                          std::string_view nonlinearity_, OutputMask output_mask) {
-  const auto nonlinearity = parse_nonlinearity(nonlinearity_);
-  check_backward(grad_output_, output_, input_, hx_, weight_ih_, weight_hh_, output_mask);
+                                          std::string_view name, OutputMask output_mask) {
+  const auto nonlinearity =
+      check_backward(grad_output_, output_, input_, hx_, weight_ih_, weight_hh_, name, output_mask);
   const auto grad_output = unit_columns(grad_output_), output = unit_columns(output_), input = unit_columns(input_);
   const auto weight_ih = unit_columns(weight_ih_), weight_hh = unit_columns(weight_hh_);
   const auto hx = unit_columns(hx_);
@@ -42,6 +41,9 @@ std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output_, const Tens
     cpu::rnn_cell_backward(
         backward_params<scalar_t>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity));
   });
+  if (gradients[kGradBiasIh].defined() && gradients[kGradBiasHh].defined()) {
+    gradients[kGradBiasHh].copy_(gradients[kGradBiasIh]);
+  }
   return asked_gradients(std::move(gradients));
 }
 

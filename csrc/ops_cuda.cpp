@@ -31,9 +31,8 @@ struct DeviceType<at::BFloat16> {
 OptTensor contiguous(const OptTensor& t) { return t.has_value() ? OptTensor(t->contiguous()) : t; }
 
 Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                     const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view nonlinearity_) {
-  const auto nonlinearity = parse_nonlinearity(nonlinearity_);
-  check_forward(input, hx, weight_ih, weight_hh, bias_ih_, bias_hh_);
+                     const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view name) {
+  const auto nonlinearity = check_forward(input, hx, weight_ih, weight_hh, bias_ih_, bias_hh_, name);
   const c10::cuda::CUDAGuard guard(input.device());
   const auto bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
   auto output = empty_output(input, weight_hh);
@@ -48,9 +47,8 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
 
 std::vector<Tensor> rnn_cell_backward_cuda(const Tensor& grad_output, const Tensor& output, const Tensor& input,
                                            const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                                           std::string_view nonlinearity_, OutputMask output_mask) {
-  const auto nonlinearity = parse_nonlinearity(nonlinearity_);
-  check_backward(grad_output, output, input, hx, weight_ih, weight_hh, output_mask);
+                                           std::string_view name, OutputMask output_mask) {
+  const auto nonlinearity = check_backward(grad_output, output, input, hx, weight_ih, weight_hh, name, output_mask);
   const c10::cuda::CUDAGuard guard(input.device());
   auto gradients = empty_gradients(input, hx, weight_ih, weight_hh, output_mask);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_cell_backward", [&] {

@@ -49,6 +49,7 @@ struct BackwardParams {
   T* grad_weight_ih;      // (H, I)
   T* grad_weight_hh;      // (H, H); zeros when hx is absent
   T* grad_bias;           // (H)
+  T* grad_bias_copy;      // (H), the same once more for the other bias
   int64_t batch, input_size, hidden_size;
   Nonlinearity nonlinearity;
 };

@@ -27,7 +27,8 @@ def rnn_cell(
     if unbatched:
         input = input.unsqueeze(0)
     if hx is None:
-        hx = torch.zeros(input.size(0), weight_hh.size(1), dtype=input.dtype, device=input.device)
+        hidden_size = 0 if weight_hh is None else weight_hh.size(1)  # None: the TypeError comes below
+        hx = torch.zeros(input.size(0), hidden_size, dtype=input.dtype, device=input.device)
     elif unbatched:
         hx = hx.unsqueeze(0)
 
@@ -37,7 +38,7 @@ def rnn_cell(
         output = torch.rnn_relu_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     elif nonlinearity == "sigmoid":
         if not torch.compiler.is_compiling():
-            _C.check_shapes(input, hx, weight_ih, weight_hh)
+            _C.check_sizes(input, hx, weight_ih, weight_hh)
         output = torch.sigmoid(F.linear(input, weight_ih, bias_ih) + F.linear(hx, weight_hh, bias_hh))
     else:
         raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
@@ -54,7 +55,7 @@ def rnn_cell_backward(
     nonlinearity: str,
     output_mask: Sequence[bool],
 ) -> list[Tensor]:
-    """The asked gradients (input, hx, weight_ih, weight_hh, bias) by differentiable formulas.
+    """The asked gradients (of input, hx, weights, biases, in order) by differentiable formulas.
 
     Everything is a function of the arguments: where `output` is connected to the graph, so is each result.
     """
@@ -68,7 +69,7 @@ def rnn_cell_backward(
     def rows(t: Tensor) -> Tensor:
         return t.unsqueeze(0) if input.dim() == 1 else t
 
-    want_input, want_hx, want_weight_ih, want_weight_hh, want_bias = output_mask
+    want_input, want_hx, want_weight_ih, want_weight_hh, *want_biases = output_mask
     gradients = []
     if want_input:
         gradients.append(grad_z @ weight_ih)
@@ -79,6 +80,5 @@ def rnn_cell_backward(
     if want_weight_hh:
         h = torch.zeros_like(output) if hx is None else hx  # a product, so that it stays differentiable
         gradients.append(rows(grad_z).t() @ rows(h))
-    if want_bias:
-        gradients.append(rows(grad_z).sum(0))
+    gradients.extend(rows(grad_z).sum(0) for want in want_biases if want)
     return gradients

@@ -1,5 +1,6 @@
 """RNNCellFunction: the fused forward and its hand-written backward as a torch.autograd.Function."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,22 +44,13 @@ class RNNCellFunction(torch.autograd.Function):
         """
         output, input, hx, weight_ih, weight_hh = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        mask = gradient_mask(needs)
         fused = _C.is_fused_backward(grad_output, output, input, hx, weight_ih, weight_hh)
         backward = _C.rnn_cell_backward if fused else _aten.rnn_cell_backward
-        return spread_gradients(
-            backward(grad_output, output, input, hx, weight_ih, weight_hh, ctx.nonlinearity, mask), needs
-        )
+        gradients = backward(grad_output, output, input, hx, weight_ih, weight_hh, ctx.nonlinearity, needs[:6])
+        return spread_gradients(gradients, needs)
 
 
-def gradient_mask(needs: tuple[bool, ...]) -> list[bool]:
-    """Which of (input, hx, weight_ih, weight_hh, bias) are needed; the two biases share a gradient."""
-    return [*needs[:4], needs[4] or needs[5]]
-
-
-def spread_gradients(gradients: list[Tensor], needs: tuple[bool, ...]) -> tuple[Tensor | None, ...]:
-    """The asked gradients at the places of the forward's seven arguments."""
+def spread_gradients(gradients: list[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """The asked gradients at the places of the arguments that need them."""
     asked = iter(gradients)
-    spread = [next(asked) if need else None for need in needs[:4]]
-    bias = next(asked, None)
-    return (*spread, bias if needs[4] else None, bias if needs[5] else None, None)
+    return tuple(next(asked) if need else None for need in needs)

@@ -74,17 +74,15 @@ class LazyRNNCell(LazyModuleMixin, RNNCell):
 
     def initialize_parameters(self, input: Tensor, hx: Tensor | None = None) -> None:
         """Gives the parameters the shapes that the first input implies, and their values."""
-        if not self.has_uninitialized_params():
-            return
         if input.dim() not in (1, 2):
             raise ValueError(f"RNNCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        self.input_size = input.size(-1)
-        shapes = {
-            "weight_ih": (self.hidden_size, self.input_size),
-            "weight_hh": (self.hidden_size, self.hidden_size),
-        }
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if isinstance(parameter, UninitializedParameter):
+        if self.has_uninitialized_params():
+            shapes = {
+                "weight_ih": (self.hidden_size, input.size(-1)),
+                "weight_hh": (self.hidden_size, self.hidden_size),
+            }
+            with torch.no_grad():
+                for name, parameter in self.named_parameters():
                     cast(Any, parameter).materialize(shapes.get(name, (self.hidden_size,)))
-            self.reset_parameters()
+                self.reset_parameters()
+        self.input_size = self.weight_ih.size(1)  # known already where a state_dict was loaded first

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _aten
-from .autograd import gradient_mask, spread_gradients
+from .autograd import spread_gradients
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -19,10 +19,9 @@ def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad
-    gradients = torch.ops.rnn_ext.rnn_cell_backward(
-        grad_output, *ctx.saved_tensors, ctx.nonlinearity, gradient_mask(needs)
-    )
+    needs = list(ctx.needs_input_grad)  # shorter than the schema where trailing arguments have their defaults
+    mask = (needs + [False] * 6)[:6]
+    gradients = torch.ops.rnn_ext.rnn_cell_backward(grad_output, *ctx.saved_tensors, ctx.nonlinearity, mask)
     return spread_gradients(gradients, needs)
 
 
@@ -46,8 +45,7 @@ def _double_backward(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]
             create_graph=create_graph,
             allow_unused=True,
         )
-    asked = iter(found)
-    return (*(next(asked) if need else None for need in ctx.needs_input_grad[:6]), None, None)
+    return spread_gradients(list(found), ctx.needs_input_grad)
 
 
 torch.library.register_autograd("rnn_ext::rnn_cell", _backward, setup_context=_save_forward)

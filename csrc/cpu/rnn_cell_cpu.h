@@ -4,13 +4,15 @@
 
 namespace rnn_ext::cpu {
 
+// Both assume unit column strides (col_stride is ignored); rows may lie at any distance, 0 included.
 template <typename T>
 void rnn_cell_forward(const ForwardParams<T>& p);
 
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p);
 
-// The instruction set the kernels run on here: "default", "avx2" or "avx512".
+// The instruction set the kernels run on here: "default", "avx2" or "avx512". The environment variable
+// RNN_EXT_CPU_CAPABILITY, read once, asks for one of them; what the CPU lacks falls back to the best it has.
 const char* cpu_capability();
 
 }  // namespace rnn_ext::cpu

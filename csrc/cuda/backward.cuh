@@ -68,7 +68,10 @@ __global__ void __launch_bounds__(Shape::kThreads) backward_tiled(BackwardParams
   if (sums_bias) {
     tile.template accumulate<false, false, true>(m0, p.hidden_size, n0, n_end, p.batch, dz_transposed, load_operand);
     const int64_t m = m0 + threadIdx.x;
-    if (threadIdx.x < Shape::BM && m < p.hidden_size) p.grad_bias[m] = narrow<T>(tile.a_sum);
+    if (threadIdx.x < Shape::BM && m < p.hidden_size) {
+      p.grad_bias[m] = narrow<T>(tile.a_sum);
+      if (p.grad_bias_copy) p.grad_bias_copy[m] = p.grad_bias[m];
+    }
   } else if (has_operand) {
     tile.template accumulate<false, false, false>(m0, p.hidden_size, n0, n_end, p.batch, dz_transposed, load_operand);
   }

@@ -11,6 +11,8 @@
 #else
 #include <cuda_runtime.h>
 
+#include <utility>
+
 #define RNN_EXT_SMEM(T, s)                                        \
   extern __shared__ __align__(1024) unsigned char rnn_ext_smem[]; \
   T& s = *reinterpret_cast<T*>(rnn_ext_smem)
@@ -26,8 +28,12 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_byte
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem_bytes));
     if (e != cudaSuccess) return e;
   }
-  kernel<<<grid, block, smem_bytes, stream> > >(args...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = smem_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
 }
 
 }  // namespace rnn_ext::cuda

@@ -1,0 +1,61 @@
+// What one instruction set's translation unit offers to the launcher: serial kernels over a block of work. The launcher
+// (rnn_cell_cpu.cpp) cuts the work into blocks, chooses threads and the instruction set.
+#pragma once
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include "../params.h"
+
+namespace rnn_ext::cpu {
+
+// The type that sums are accumulated in, and activations computed in.
+template <typename T>
+struct Accumulate {
+  using type = float;
+};
+template <>
+struct Accumulate<double> {
+  using type = double;
+};
+template <typename T>
+using acc_t = typename Accumulate<T>::type;
+
+// C = A M, for A (rows, inner) of accumulation type with any strides, M (inner, cols) and C (rows, cols) with unit
+// column stride. Transposing A costs nothing, since its elements are broadcast one by one.
+template <typename T>
+struct Product {
+  const acc_t<T>* a;
+  int64_t a_row_stride, a_col_stride;
+  const T* m;
+  int64_t m_stride;
+  T* c;
+  int64_t c_stride;
+  int64_t rows, cols, inner;
+};
+
+template <typename T>
+struct Kernels {
+  // output[rows, columns] of the whole forward pass.
+  void (*forward)(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
+  // dz = grad_output · f'(output) into dz (B, H), for a range of columns, and their sums over B where asked.
+  void (*grad_z)(const BackwardParams<T>& p, acc_t<T>* dz, int64_t col_begin, int64_t col_end);
+  // A block of C = A M.
+  void (*product)(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
+};
+
+struct KernelTable {
+  const char* capability;
+  Kernels<float> f32;
+  Kernels<double> f64;
+  Kernels<c10::BFloat16> bf16;
+  Kernels<c10::Half> f16;
+};
+
+const KernelTable& kernels_default();
+#if defined(__x86_64__) && defined(__linux__)
+#define RNN_EXT_CPU_X86 1
+const KernelTable& kernels_avx2();
+const KernelTable& kernels_avx512();
+#endif
+
+}  // namespace rnn_ext::cpu
