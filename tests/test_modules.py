@@ -1,0 +1,510 @@
+"""The modules: what nn.RNNCell's users rely on besides its values."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from references import NONLINEARITIES
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrizations, parametrize, prune
+
+import rnn_ext
+
+CONSTRUCTIONS = {
+    "defaults": ((4, 5), {}),
+    "no_bias": ((4, 5), {"bias": False}),
+    "relu": ((4, 5, True, "relu"), {}),
+    "float64": ((4, 5), {"dtype": torch.float64}),
+    "bfloat16_relu_no_bias": ((4, 5, False), {"nonlinearity": "relu", "dtype": torch.bfloat16}),
+    "hidden_size_zero": ((4, 0), {}),
+}
+every_construction = pytest.mark.parametrize("args, kwargs", CONSTRUCTIONS.values(), ids=CONSTRUCTIONS.keys())
+
+
+def seeded(cls: type[nn.Module], *args, **kwargs) -> nn.Module:
+    torch.manual_seed(3)
+    return cls(*args, **kwargs)
+
+
+def assert_same_parameters(ours: nn.Module, theirs: nn.Module) -> None:
+    """Names, order, values, dtype, device and requires_grad."""
+    torch.testing.assert_close(dict(ours.named_parameters()), dict(theirs.named_parameters()), rtol=0, atol=0)
+    assert [name for name, _ in ours.named_parameters()] == [name for name, _ in theirs.named_parameters()]
+    assert all(p.requires_grad for p in ours.parameters())
+
+
+# Drop-in for nn.RNNCell
+
+
+@every_construction
+def test_same_seed_gives_nn_rnncells_parameters(args, kwargs):
+    assert_same_parameters(seeded(rnn_ext.RNNCell, *args, **kwargs), seeded(nn.RNNCell, *args, **kwargs))
+
+
+def test_reset_parameters_draws_as_nn_rnncell():
+    ours, theirs = rnn_ext.RNNCell(4, 5), nn.RNNCell(4, 5)
+    for cell in (ours, theirs):
+        torch.manual_seed(7)
+        cell.reset_parameters()
+    assert_same_parameters(ours, theirs)
+
+
+@every_construction
+def test_repr_and_attributes_are_nn_rnncells(args, kwargs):
+    ours, theirs = rnn_ext.RNNCell(*args, **kwargs), nn.RNNCell(*args, **kwargs)
+    assert isinstance(ours, nn.RNNCell)
+    assert repr(ours) == repr(theirs)
+    for name in ("input_size", "hidden_size", "bias", "nonlinearity", "training"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert (ours.bias_ih is None) == (theirs.bias_ih is None)
+
+
+@every_construction
+def test_state_dicts_load_both_ways(args, kwargs):
+    for ours, theirs in ((rnn_ext.RNNCell, nn.RNNCell), (nn.RNNCell, rnn_ext.RNNCell)):
+        source, target = ours(*args, **kwargs), theirs(*args, **kwargs)
+        assert list(source.state_dict()) == list(target.state_dict())
+        assert source.state_dict()._metadata == target.state_dict()._metadata
+        assert target.load_state_dict(source.state_dict()) == ([], [])
+        assert_same_parameters(target, source)
+
+
+def through_torch_save(cell: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(cell, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def through_saved_state_dict(cell: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(cell.state_dict(), file)
+    file.seek(0)
+    copied = type(cell)(cell.input_size, cell.hidden_size, nonlinearity=cell.nonlinearity)
+    copied.load_state_dict(torch.load(file, weights_only=True))
+    return copied
+
+
+COPIES = {
+    "pickle": lambda cell: pickle.loads(pickle.dumps(cell)),
+    "deepcopy": copy.deepcopy,
+    "torch_save": through_torch_save,
+    "saved_state_dict": through_saved_state_dict,
+}
+
+
+@pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES.keys())
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_a_copy_is_an_independent_cell_with_the_same_output(nonlinearity, duplicate):
+    cell = rnn_ext.RNNCell(4, 5, nonlinearity=nonlinearity)
+    copied = duplicate(cell)
+    x = torch.randn(3, 4)
+    expected = cell(x)
+    assert type(copied) is rnn_ext.RNNCell
+    assert_same_parameters(copied, cell)
+    assert torch.equal(copied(x), expected)
+    with torch.no_grad():
+        cell.weight_ih.zero_()
+    assert torch.equal(copied(x), expected)
+
+
+def test_the_sigmoid_cell_shows_its_nonlinearity():
+    cell = rnn_ext.RNNCell(4, 5, nonlinearity="sigmoid")
+    assert repr(cell) == "RNNCell(4, 5, nonlinearity=sigmoid)"
+
+
+def test_meta_device_then_to_empty_gives_a_working_cell():
+    cell = rnn_ext.RNNCell(4, 5, device="meta")
+    output = cell(torch.empty(3, 4, device="meta"), torch.empty(3, 5, device="meta"))
+    assert (output.device.type, output.shape) == ("meta", (3, 5))
+    cell.to_empty(device="cpu")
+    cell.load_state_dict(seeded(nn.RNNCell, 4, 5).state_dict())
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(cell(x), seeded(nn.RNNCell, 4, 5)(x))
+
+
+def test_device_and_dtype_arguments_and_contexts_place_the_parameters(device):
+    cell = rnn_ext.RNNCell(4, 5, device=device, dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in cell.parameters()} == {(device, torch.float64)}
+    assert cell(torch.randn(3, 4, device=device, dtype=torch.float64)).dtype == torch.float64
+    with torch.device("meta"):
+        assert rnn_ext.RNNCell(4, 5).weight_ih.is_meta
+    assert {p.dtype for p in rnn_ext.RNNCell(4, 5).to(device).half().parameters()} == {torch.float16}
+
+
+def test_a_subclass_may_extend_forward():
+    class Doubled(rnn_ext.RNNCell):
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+            return 2 * super().forward(input, hx)
+
+    cell = seeded(Doubled, 4, 5)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(cell(x), 2 * seeded(nn.RNNCell, 4, 5)(x))
+
+
+def test_a_tensor_subclass_stays_what_it_is():
+    class Named(torch.Tensor):
+        pass
+
+    x = torch.randn(3, 4)
+    ours, theirs = (seeded(cls, 4, 5)(x.as_subclass(Named)) for cls in (rnn_ext.RNNCell, nn.RNNCell))
+    assert type(ours) is type(theirs) is Named
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_hooks_fire_on_the_way_there_and_back():
+    cell = rnn_ext.RNNCell(4, 5)
+    seen = []
+    cell.register_forward_pre_hook(lambda module, args: seen.append("pre"))
+    cell.register_forward_hook(lambda module, args, output: seen.append("forward"))
+    cell.register_full_backward_hook(lambda module, grad_in, grad_out: seen.append("backward"))
+    cell.weight_hh.register_hook(lambda grad: seen.append("weight_hh"))
+    cell(torch.randn(3, 4, requires_grad=True)).sum().backward()
+    assert seen[:2] == ["pre", "forward"]
+    assert sorted(seen[2:]) == ["backward", "weight_hh"]
+
+
+PARAMETRIZATIONS = {
+    "weight_norm": lambda cell: parametrizations.weight_norm(cell, "weight_hh"),
+    "spectral_norm": lambda cell: parametrizations.spectral_norm(cell, "weight_ih"),
+    "orthogonal": lambda cell: parametrizations.orthogonal(cell, "weight_hh"),
+    "prune": lambda cell: prune.l1_unstructured(cell, "weight_ih", amount=0.5),
+}
+
+
+@pytest.mark.parametrize("reparametrize", PARAMETRIZATIONS.values(), ids=PARAMETRIZATIONS.keys())
+def test_parametrized_weights_train_as_in_nn_rnncell(reparametrize):
+    """The weights are then recomputed tensors, not Parameters of the module."""
+    x, results = torch.randn(3, 4), []
+    for cls in (rnn_ext.RNNCell, nn.RNNCell):
+        cell = reparametrize(seeded(cls, 4, 5)).eval()
+        output = cell(x, torch.ones(3, 5))
+        output.sum().backward()
+        results.append([output, {name: p.grad for name, p in cell.named_parameters()}])
+    torch.testing.assert_close(*results)
+
+
+def test_functional_call_uses_the_given_parameters():
+    cell = rnn_ext.RNNCell(4, 5)
+    theirs = nn.RNNCell(4, 5)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(functional_call(cell, theirs.state_dict(), (x,)), theirs(x))
+
+
+def test_training_follows_nn_rnncell_step_for_step(device):
+    """Twenty steps of Adam over a short sequence; float64, where the two differ by rounding alone."""
+    steps = torch.randn(6, 8, 4, dtype=torch.float64).to(device)
+    losses = []
+    for cls in (rnn_ext.RNNCell, nn.RNNCell):
+        cell = seeded(cls, 4, 5, dtype=torch.float64).to(device)
+        optimizer = torch.optim.Adam(cell.parameters(), lr=0.01)
+        losses.append([])
+        for _ in range(20):
+            hx = None
+            for step in steps:
+                hx = cell(step, hx)
+            loss = (hx - 0.5).pow(2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    assert losses[0][-1] < losses[0][0]
+
+
+def test_a_shared_cell_gives_the_same_gradients_from_many_threads():
+    """Backward runs on autograd's threads and forward on the caller's; the kernels keep no state between calls."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    cell = rnn_ext.RNNCell(30, 40)
+    x = torch.randn(16, 30)
+
+    def gradients(_) -> list[Tensor]:
+        return list(torch.autograd.grad(cell(x).sum(), list(cell.parameters())))
+
+    expected = gradients(None)
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(gradients, range(40)):
+            assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+
+
+# Autocast
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+def test_autocast_gives_nn_rnncells_dtypes(hx, nonlinearity, inputs, low, device):
+    """float32 and half precisions are cast, float64 is not and then does not fit float32 parameters."""
+    x, h = torch.randn(3, 4), torch.randn(3, 5)
+    outcomes = []
+    for cls in (rnn_ext.RNNCell, nn.RNNCell):
+        cell = seeded(cls, 4, 5, nonlinearity=nonlinearity).to(device)
+        leaf = x.to(device, inputs).requires_grad_()
+        try:
+            with torch.autocast(device, low):
+                output = cell(leaf, h.to(device, inputs)) if hx else cell(leaf)
+        except RuntimeError as error:
+            outcomes.append(type(error))
+            continue
+        output.sum().backward()
+        gradients = [leaf.grad, *(p.grad for p in cell.parameters())]
+        outcomes.append([output.dtype, [g.dtype for g in gradients]])
+        # Nine terms of unit size and a dozen roundings to `low`, on each side.
+        few = 32 * torch.finfo(low).eps
+        reference = seeded(nn.RNNCell, 4, 5, nonlinearity=nonlinearity)
+        expected = reference(x, h if hx else None)
+        torch.testing.assert_close(output.float().cpu(), expected, rtol=few, atol=few)
+    assert outcomes[0] == outcomes[1]
+
+
+def test_autocast_casts_the_sigmoid_cell_too(device):
+    cell = rnn_ext.RNNCell(4, 5, nonlinearity="sigmoid", device=device)
+    with torch.autocast(device, torch.bfloat16):
+        output = cell(torch.randn(3, 4, device=device))
+    output.sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert {p.grad.dtype for p in cell.parameters()} == {torch.float32}
+
+
+def test_autocast_turned_off_inside_leaves_float32(device):
+    cell = rnn_ext.RNNCell(4, 5, device=device)
+    x = torch.randn(3, 4, device=device)
+    with torch.autocast(device, torch.bfloat16), torch.autocast(device, enabled=False):
+        assert torch.equal(cell(x), cell(x))
+        assert cell(x).dtype == torch.float32
+
+
+def test_autocast_covers_a_sequence_whose_hidden_state_changes_dtype(device):
+    """The first hx is float32, every later one bfloat16."""
+    cell = rnn_ext.RNNCell(4, 5, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        hx = torch.zeros(3, 5, device=device)
+        for _ in range(3):
+            hx = cell(torch.randn(3, 4, device=device), hx)
+            assert hx.dtype == torch.bfloat16
+
+
+# LazyRNNCell
+
+
+def assert_became(cell: nn.Module, input_size: int, hidden_size: int) -> None:
+    assert type(cell) is rnn_ext.RNNCell
+    assert repr(cell) == f"RNNCell({input_size}, {hidden_size})"
+    assert not any(isinstance(p, UninitializedParameter) for p in cell.parameters())
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4,), (0, 4)], ids=str)
+def test_a_lazy_cell_becomes_an_rnncell_on_its_first_input(shape):
+    cell = rnn_ext.LazyRNNCell(5)
+    assert isinstance(cell, LazyModuleMixin)
+    assert isinstance(cell, nn.RNNCell)
+    assert cell.has_uninitialized_params()
+    x = torch.randn(shape)
+    output = cell(x)
+    assert_became(cell, 4, 5)
+    assert output.shape == (*shape[:-1], 5)
+    assert torch.equal(cell(x), output)
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+def test_a_lazy_cell_draws_what_an_rnncell_made_at_its_first_call_would(bias, hx):
+    state = torch.get_rng_state()
+    lazy = rnn_ext.LazyRNNCell(5, bias, "relu", dtype=torch.float64)
+    assert torch.equal(torch.get_rng_state(), state), "construction must not draw random numbers"
+    x, h = torch.randn(3, 4, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    torch.manual_seed(3)
+    output = lazy(x, h) if hx else lazy(x)
+    theirs = seeded(nn.RNNCell, 4, 5, bias, "relu", dtype=torch.float64)
+    assert_same_parameters(lazy, theirs)
+    torch.testing.assert_close(output, theirs(x, h) if hx else theirs(x))
+
+
+def test_a_lazy_cell_keeps_its_parameter_objects():
+    """An optimizer made before the first call must see the parameters that the call fills in."""
+    cell = rnn_ext.LazyRNNCell(5)
+    before = dict(cell.named_parameters())
+    assert list(before) == ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    cell(torch.randn(3, 4))
+    assert all(p is before[name] for name, p in cell.named_parameters())
+
+
+def test_a_lazy_cell_loads_an_rnncells_state_dict_before_its_first_input():
+    source = seeded(nn.RNNCell, 4, 5)
+    cell = rnn_ext.LazyRNNCell(5)
+    assert cell.load_state_dict(source.state_dict()) == ([], [])
+    assert not cell.has_uninitialized_params()
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(cell(x), source(x))
+    assert_same_parameters(cell, source)
+    assert_became(cell, 4, 5)
+
+
+def test_an_uninitialized_state_dict_loads_into_a_lazy_cell():
+    source, target = rnn_ext.LazyRNNCell(5), rnn_ext.LazyRNNCell(5)
+    target.load_state_dict(source.state_dict())
+    assert target.has_uninitialized_params()
+    assert target(torch.randn(3, 4)).shape == (3, 5)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, COPIES["pickle"]], ids=["deepcopy", "pickle"])
+def test_a_lazy_cell_is_copied_uninitialized(duplicate):
+    copied = duplicate(rnn_ext.LazyRNNCell(5))
+    assert copied.has_uninitialized_params()
+    copied(torch.randn(3, 4))
+    assert_became(copied, 4, 5)
+
+
+def test_a_lazy_cell_follows_to_and_the_default_device_before_its_first_input():
+    cell = rnn_ext.LazyRNNCell(5).to(torch.float64)
+    assert cell(torch.randn(3, 4, dtype=torch.float64)).dtype == torch.float64
+    cell = rnn_ext.LazyRNNCell(5, device="meta")
+    assert cell(torch.empty(3, 4, device="meta")).is_meta
+    assert all(p.is_meta for p in cell.parameters())
+
+
+def test_a_dry_run_initializes_every_lazy_cell_of_a_model():
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cells = nn.ModuleList([rnn_ext.LazyRNNCell(6), rnn_ext.LazyRNNCell(5, nonlinearity="relu")])
+
+        def forward(self, x: Tensor) -> Tensor:
+            for cell in self.cells:
+                x = cell(x)
+            return x
+
+    model = Stack()
+    with torch.no_grad():
+        model(torch.zeros(1, 4))
+    assert_became(model.cells[0], 4, 6)
+    assert (model.cells[1].input_size, type(model.cells[1])) == (6, rnn_ext.RNNCell)
+    model(torch.randn(3, 4)).sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3, 4)], ids=["0d", "3d"])
+def test_a_lazy_cell_refuses_a_first_input_of_wrong_dimension_and_can_be_called_again(shape):
+    cell = rnn_ext.LazyRNNCell(5)
+    with pytest.raises(ValueError, match=f"Expected input to be 1D or 2D, got {len(shape)}D"):
+        cell(torch.zeros(shape))
+    cell(torch.zeros(3, 7))
+    assert_became(cell, 7, 5)
+
+
+def test_a_lazy_cell_checks_its_later_inputs():
+    cell = rnn_ext.LazyRNNCell(5)
+    cell(torch.zeros(3, 4))
+    with pytest.raises(RuntimeError, match="got 6 expected 4"):
+        cell(torch.zeros(3, 6))
+
+
+# convert_rnn_cells
+
+
+class Model(nn.Module):
+    """Cells at every depth, one of them twice, and what must be left alone."""
+
+    class Custom(nn.RNNCell):
+        def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+            return super().forward(input, hx) + 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.RNNCell(4, 5)
+        self.nested = nn.Sequential(nn.Linear(5, 5), nn.ModuleDict({"inner": nn.RNNCell(5, 5, False, "relu")}))
+        self.shared = self.first
+        self.custom = self.Custom(5, 5)
+        self.lstm = nn.LSTMCell(5, 5)
+        self.ours = rnn_ext.RNNCell(5, 5, nonlinearity="sigmoid")
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.shared(x, self.first(x))
+        h = self.nested[1]["inner"](self.nested[0](h), h)
+        return self.ours(self.custom(h), h)
+
+
+def test_conversion_reaches_every_cell_and_only_cells():
+    model = rnn_ext.convert_rnn_cells(Model())
+    for cell in (model.first, model.nested[1]["inner"], model.shared, model.ours):
+        assert type(cell) is rnn_ext.RNNCell
+    assert type(model.custom) is Model.Custom
+    assert type(model.lstm) is nn.LSTMCell
+    assert model.shared is model.first
+
+
+def test_conversion_changes_neither_outputs_nor_gradients_nor_the_state_dict():
+    x = torch.randn(3, 4)
+
+    def run(model: Model):
+        output = model(x)
+        used = {k: p for k, p in model.named_parameters() if not k.startswith("lstm")}
+        gradients = torch.autograd.grad(output.sum(), list(used.values()))
+        return output, dict(zip(used, gradients, strict=True))
+
+    model = Model()
+    before, names = run(model), list(model.state_dict())
+    torch.testing.assert_close(run(rnn_ext.convert_rnn_cells(model)), before)
+    assert list(model.state_dict()) == names
+
+
+def test_conversion_shares_the_parameters():
+    """Optimizers made before the conversion must go on working."""
+    model = Model()
+    before = dict(model.named_parameters())
+    assert rnn_ext.convert_rnn_cells(model) is model
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+
+
+def test_conversion_keeps_hooks_flags_and_attributes():
+    model = Model().eval()
+    calls = []
+    model.first.register_forward_hook(lambda *_: calls.append("forward"))
+    model.first.register_forward_pre_hook(lambda *_: calls.append("pre"))
+    model.first.bias_ih.requires_grad_(False)
+    model.first.label = "kept"
+    rnn_ext.convert_rnn_cells(model)
+    model.first(torch.zeros(3, 4))
+    assert calls == ["pre", "forward"]
+    assert not any(module.training for module in model.modules())
+    assert not model.first.bias_ih.requires_grad
+    assert model.first.label == "kept"
+
+
+def test_conversion_of_a_bare_cell_gives_a_fused_cell():
+    cell = nn.RNNCell(4, 5)
+    converted = rnn_ext.convert_rnn_cells(cell)
+    assert type(converted) is rnn_ext.RNNCell
+    assert converted.weight_ih is cell.weight_ih
+
+
+def test_conversion_twice_is_conversion_once():
+    model = rnn_ext.convert_rnn_cells(Model())
+    modules = list(model.modules())
+    assert all(a is b for a, b in zip(modules, rnn_ext.convert_rnn_cells(model).modules(), strict=True))
+
+
+def test_conversion_leaves_a_parametrized_cell_working():
+    cell = parametrizations.weight_norm(nn.RNNCell(4, 5), "weight_hh")
+    x = torch.randn(3, 4)
+    expected = cell(x)
+    converted = rnn_ext.convert_rnn_cells(nn.Sequential(cell))
+    assert parametrize.is_parametrized(converted[0], "weight_hh")
+    torch.testing.assert_close(converted(x), expected)
+
+
+def test_conversion_of_a_model_without_cells_returns_it_unchanged():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
+    assert rnn_ext.convert_rnn_cells(model) is model
+    assert [type(m) for m in model] == [nn.Linear, nn.Tanh]

@@ -1,0 +1,259 @@
+"""The operators under the cell: their registrations, what the compiler makes of them, and that eager calls use them."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from references import (
+    NONLINEARITIES,
+    Arguments,
+    eager_cell,
+    float64_reference,
+    output_and_gradients,
+    random_arguments,
+)
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+import rnn_ext
+
+rnn_cell_op = torch.ops.rnn_ext.rnn_cell
+rnn_cell_backward_op = torch.ops.rnn_ext.rnn_cell_backward
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+VARIANTS = {"all": {}, "no_hx": {"hx": False}, "no_bias": {"bias": "none"}, "bias_hh_only": {"bias": "hh"}}
+every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+
+
+def backward_arguments(args: Arguments, nonlinearity: str, mask: list[bool]) -> tuple:
+    output = rnn_cell_op(*args, nonlinearity)
+    return (torch.randn_like(output), output, *args[:4], nonlinearity, mask)
+
+
+# Registrations
+
+
+@every_variant
+@pytest.mark.parametrize("requires_grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_the_forward_operator_is_registered_soundly(dtype, requires_grad, variant, device):
+    args = random_arguments(dtype=dtype, device=device, **variant).map(lambda t: t.requires_grad_(requires_grad))
+    for nonlinearity in NONLINEARITIES if dtype == torch.float32 else ("tanh",):
+        opcheck(rnn_cell_op, (*args, nonlinearity))
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+@pytest.mark.parametrize("requires_grad", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_the_backward_operator_is_registered_soundly(dtype, requires_grad, hx, device):
+    args = random_arguments(dtype=dtype, device=device, hx=hx)
+    for mask in ([True, hx, True, True, True, True], [False, False, True, False, False, True]):
+        grad_output, output, *rest = backward_arguments(args, "tanh", mask)
+        tensors = (grad_output, output, *rest[:4])
+        leaves = (None if t is None else t.detach().requires_grad_(requires_grad) for t in tensors)
+        opcheck(rnn_cell_backward_op, (*leaves, *rest[4:]))
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,)], ids=["unbatched", "one_row", "three_rows"])
+def test_the_operator_on_fake_tensors_predicts_shape_dtype_and_strides(batch, device):
+    args = random_arguments(3, dtype=torch.bfloat16, device=device)
+    rows = {(): 0, (1,): slice(1), (3,): slice(3)}[batch]
+    args = args._replace(input=args.input[rows], hx=args.hx[rows])
+    real = rnn_cell_op(*args, "relu")
+    with FakeTensorMode() as mode:
+        fake = rnn_cell_op(*args.map(mode.from_tensor), "relu")
+    assert (fake.shape, fake.dtype, fake.stride(), fake.device) == (real.shape, real.dtype, real.stride(), real.device)
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+def test_the_backward_operator_returns_the_asked_gradients_in_order(hx, nonlinearity, device):
+    args = random_arguments(6, 9, 7, hx=hx, device=device)
+    every = backward_arguments(args, nonlinearity, [True, hx, True, True, True, True])
+    reference = float64_reference(args, nonlinearity, every[0])
+    names = ("input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    for mask in itertools.product([False, True], repeat=6):
+        if mask[1] and not hx:
+            continue
+        gradients = rnn_cell_backward_op(*every[:-1], list(mask))
+        expected = [reference[name] for name, asked in zip(names, mask, strict=True) if asked]
+        torch.testing.assert_close(list(gradients), expected)
+
+
+def test_outputs_of_the_operators_own_their_memory(device):
+    """A view of a saved buffer, or one gradient inside another, would break in-place updates."""
+    args = random_arguments(device=device)
+    tensors = [*args, *rnn_cell_backward_op(*backward_arguments(args, "tanh", [True] * 6))]
+    assert len({t.untyped_storage().data_ptr() for t in tensors}) == 12
+
+
+# Eager calls
+
+
+def operators_run(f) -> list[str]:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        f()
+    return [event.name for event in profile.events()]
+
+
+PLAIN_ATEN = {"aten::linear", "aten::addmm", "aten::mm", "aten::matmul", "aten::add_", "aten::tanh", "aten::sum"}
+COPIES = {"aten::copy_", "aten::clone", "aten::contiguous", "aten::zeros", "aten::cat"}
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_eager_calls_run_the_fused_operators_and_no_other(dtype, nonlinearity, device):
+    """The ATen composition gives the right answer too: without this test nobody would notice it taking over."""
+    cell = rnn_ext.RNNCell(7, 5, nonlinearity=nonlinearity, device=device, dtype=dtype)
+    x, hx = (torch.randn(3, n).to(device, dtype).requires_grad_() for n in (7, 5))
+    grad_output = torch.randn(3, 5).to(device, dtype)
+    for h in (hx, None):
+        forward = operators_run(lambda h=h: cell(x, h))
+        assert forward.count("rnn_ext::rnn_cell") == 1
+        assert not (PLAIN_ATEN | COPIES) & set(forward)
+        output = cell(x, h)
+        backward = operators_run(
+            lambda output=output: torch.autograd.grad(output, [x, *cell.parameters()], grad_output)
+        )
+        assert backward.count("rnn_ext::rnn_cell_backward") == 1
+        assert not PLAIN_ATEN & set(backward)
+    with torch.no_grad():
+        assert "rnn_ext::rnn_cell" in operators_run(lambda: cell(x[0], hx[0]))
+
+
+def test_strided_rows_are_read_in_place(device):
+    """A slice of features and one step of a (B, T, I) sequence: no copy on the way in."""
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    sequence, hidden = torch.randn(3, 4, 7, device=device), torch.randn(3, 15, device=device)
+    assert not COPIES & set(operators_run(lambda: cell(sequence[:, 1], hidden[:, 5:10])))
+
+
+# torch.compile and torch.export
+
+
+@every_variant
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_compiled_function_gives_eager_results_without_graph_breaks(backend, nonlinearity, variant, device):
+    args = random_arguments(device=device, **variant)
+    grad_output = torch.randn(3, 5, dtype=torch.float64).to(device)
+    compiled = torch.compile(rnn_ext.rnn_cell, fullgraph=True, backend=backend)
+    torch.testing.assert_close(
+        output_and_gradients(compiled, args, nonlinearity, grad_output),
+        output_and_gradients(eager_cell, args, nonlinearity, grad_output),
+    )
+
+
+def output_and_parameter_gradients(cell: nn.Module, call, *inputs) -> tuple[Tensor, list[Tensor]]:
+    output = call(*inputs)
+    return output, list(torch.autograd.grad(output.sum(), list(cell.parameters())))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_the_compiled_module_gives_eager_results_without_graph_breaks(backend, device):
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    compiled = torch.compile(cell, fullgraph=True, backend=backend)
+    x, hx = torch.randn(3, 7, device=device), torch.randn(3, 5, device=device)
+    for inputs in ((x, hx), (x,), (x[0], hx[0])):
+        torch.testing.assert_close(
+            output_and_parameter_gradients(cell, compiled, *inputs),
+            output_and_parameter_gradients(cell, cell, *inputs),
+        )
+
+
+def test_a_compiled_loop_over_time_gives_eager_results(device):
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    steps = torch.randn(4, 3, 7, device=device)
+
+    def unroll(steps):
+        hx = None
+        for step in steps:
+            hx = cell(step, hx)
+        return hx
+
+    compiled = torch.compile(unroll, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(
+        output_and_parameter_gradients(cell, compiled, steps),
+        output_and_parameter_gradients(cell, unroll, steps),
+    )
+
+
+def test_compiled_graphs_contain_the_fused_operators_both_ways(device):
+    """Dynamo cannot trace the eager entry points; the operators must take their place, not the ATen composition."""
+    called: dict[str, list] = {}
+
+    def record(direction):
+        def compiler(graph, _):
+            called[direction] = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+            return make_boxed_func(graph.forward)
+
+        return compiler
+
+    backend = aot_autograd(fw_compiler=record("forward"), bw_compiler=record("backward"))
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    torch.compile(cell, fullgraph=True, backend=backend)(torch.randn(3, 7, device=device)).sum().backward()
+    assert called["forward"].count(rnn_cell_op.default) == 1
+    assert called["backward"].count(rnn_cell_backward_op.default) == 1
+    for targets in called.values():
+        assert not {torch.ops.aten.addmm.default, torch.ops.aten.mm.default} & set(targets)
+
+
+def test_a_compiled_cell_with_a_dynamic_batch_is_compiled_once(device):
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    counter = CompileCounter()
+    compiled = torch.compile(cell, fullgraph=True, dynamic=True, backend=counter)
+    for batch in (2, 3, 17):
+        x = torch.randn(batch, 7, device=device)
+        torch.testing.assert_close(compiled(x), cell(x))
+    assert counter.frame_count == 1
+
+
+def test_a_compiled_cell_under_autocast_gives_the_low_precision(device):
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    x = torch.randn(3, 7, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        output, expected = torch.compile(cell, fullgraph=True, backend="aot_eager")(x), cell(x)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert cell.weight_ih.grad.dtype == torch.float32
+
+
+def test_compiled_functorch_transforms_equal_eager(device):
+    args = random_arguments(device=device)
+
+    def per_row(x, hx):
+        return torch.func.vmap(torch.func.grad(lambda x, hx: rnn_ext.rnn_cell(x, hx, *args[2:]).sum()))(x, hx)
+
+    compiled = torch.compile(per_row, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*args[:2]), per_row(*args[:2]))
+
+
+def test_a_compiled_cell_of_another_dtype_falls_back_to_aten():
+    cell = rnn_ext.RNNCell(4, 5, dtype=torch.complex64)
+    x = torch.randn(3, 4, dtype=torch.complex64)
+    torch.testing.assert_close(torch.compile(cell, fullgraph=True, backend="aot_eager")(x), cell(x))
+
+
+def test_an_exported_cell_takes_any_batch_and_keeps_the_operator(device):
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    x = torch.randn(3, 7, device=device)
+    exported = torch.export.export(cell, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert rnn_cell_op.default in [node.target for node in exported.graph.nodes]
+    for batch in (3, 8):
+        x = torch.randn(batch, 7, device=device)
+        torch.testing.assert_close(exported.module()(x), cell(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_traced_cell_gives_eager_results(device):
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    traced = torch.jit.trace(cell, (torch.randn(3, 7, device=device), torch.randn(3, 5, device=device)))
+    x, hx = torch.randn(4, 7, device=device), torch.randn(4, 5, device=device)
+    torch.testing.assert_close(traced(x, hx), cell(x, hx))
