@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Inductor's cache would give a rebuilt extension the graphs of the last one.
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+
 import pytest
 import torch
 

@@ -50,7 +50,7 @@ def test_the_profiler_sees_the_launches_of_nn_rnncell():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_forward_is_one_launch(size, dtype, layout):
     args = random_arguments(*size, dtype=dtype, device="cuda").map(layout)
@@ -78,7 +78,7 @@ def test_the_forward_of_a_module_on_unbatched_input_is_one_launch():
     "asked", [slice(6), slice(1), slice(2), slice(2, 6)], ids=["all", "input", "states", "weights"]
 )
 @pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_the_backward_is_at_most_three_launches(size, dtype, hx, asked):
     args = random_arguments(*size, hx=hx, dtype=dtype, device="cuda").leaves()
@@ -118,7 +118,7 @@ def test_work_is_queued_on_the_current_stream():
     assert all(torch.equal(result[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_forward_and_backward_are_captured_in_a_cuda_graph(size, dtype):
     """A replay reads what then lies in the captured inputs, and gives bit for bit what an eager call gives."""

@@ -182,6 +182,44 @@ def test_in_place_change_of_a_saved_tensor_is_caught(cell, changed, device):
             change_and_differentiate(f)
 
 
+@pytest.mark.parametrize("cell", [rnn_cell, through_module], ids=["function", "module"])
+@pytest.mark.parametrize("saves_for", ["input", "hx", "weight_ih", "weight_hh"])
+def test_a_tensor_that_no_asked_gradient_needs_may_be_changed(cell, saves_for, device):
+    """An optimizer may step the weights of a first layer before its backward: its input needs no gradient."""
+    other = {"input": "weight_ih", "hx": "weight_hh", "weight_ih": "input", "weight_hh": "hx"}[saves_for]
+
+    def gradients(f, change: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        args = small_arguments(device)
+        getattr(args, saves_for).requires_grad_(False)
+        output = f(*args)
+        if change:
+            with torch.no_grad():
+                getattr(args, other).add_(1)
+        return torch.autograd.grad(output.sum(), [t for t in args if t.requires_grad])
+
+    gradients(eager_cell, change=True)
+    torch.testing.assert_close(gradients(cell, change=True), gradients(cell, change=False))
+
+
+def test_an_absent_gradient_of_the_output_gives_no_gradients(device):
+    """As in ATen's operators: a None from the next function stays None instead of becoming zeros."""
+
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, t: Tensor) -> Tensor:
+            return t.clone()
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> None:
+            return None
+
+    for f in (eager_cell, rnn_cell):
+        args = small_arguments(device)
+        Stop.apply(f(*args)).sum().backward()
+        assert all(t.grad is None for t in args)
+
+
 def test_no_graph_is_recorded_when_gradients_are_off(device):
     args = small_arguments(device)
     with torch.no_grad():

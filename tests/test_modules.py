@@ -238,7 +238,7 @@ def test_a_shared_cell_gives_the_same_gradients_from_many_threads():
 # Autocast
 
 
-@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
 @pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])

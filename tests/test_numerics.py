@@ -172,7 +172,7 @@ def test_every_argument_may_have_its_own_layout(device, size, layouts, dtype, no
     assert_as_accurate_as_eager(Arguments(*args), nonlinearity, grad_output)
 
 
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_saturated_cells_are_as_accurate_as_eager(nonlinearity, dtype, device):
     """Large z: where the activation is flat, its derivative comes from the rounded output."""
@@ -197,7 +197,7 @@ def test_unbatched_input_is_a_batch_of_one_without_its_dimension(hx, nonlinearit
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=["nan", "inf", "minus_inf"])
 @pytest.mark.parametrize("where", ["input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "grad_output"])
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_nan_and_inf_spread_as_in_eager(dtype, nonlinearity, where, value, device):
     args = random_arguments(9, 12, 10, dtype=dtype, device=device, exact=nonlinearity == "relu")
     grad_output = torch.randn(9, 10).to(device, dtype)
@@ -231,7 +231,7 @@ def test_without_hx_weight_hh_is_not_read(nonlinearity, device):
     assert torch.equal(rnn_cell(*poisoned, nonlinearity), expected)
 
 
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("size", [(3, 7, 5), (6, 1030, 70), (200, 90, 130)], ids=str)
 def test_results_are_bitwise_the_same_from_run_to_run(size, dtype, device):
     args = random_arguments(*size, dtype=dtype, device=device)
@@ -240,6 +240,21 @@ def test_results_are_bitwise_the_same_from_run_to_run(size, dtype, device):
     for _ in range(5):
         again = output_and_gradients(rnn_cell, args, "tanh", grad_output)
         assert all(torch.equal(again[name], first[name]) for name in first)
+
+
+@pytest.mark.parametrize("size", [(1, 2000, 300), (200, 90, 130)], ids=str)
+def test_results_are_bitwise_the_same_for_any_number_of_threads(size):
+    args = random_arguments(*size, dtype=torch.float32)
+    grad_output = torch.randn(size[0], size[2])
+    threads, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3, 8):
+            torch.set_num_threads(n)
+            results.append(output_and_gradients(rnn_cell, args, "tanh", grad_output))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(other[name], results[0][name]) for name in other)
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)

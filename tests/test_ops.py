@@ -8,6 +8,7 @@ import pytest
 import torch
 from functorch.compile import make_boxed_func
 from references import (
+    ARGUMENTS,
     NONLINEARITIES,
     Arguments,
     eager_cell,
@@ -41,7 +42,7 @@ def backward_arguments(args: Arguments, nonlinearity: str, mask: list[bool]) -> 
 
 @every_variant
 @pytest.mark.parametrize("requires_grad", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_the_forward_operator_is_registered_soundly(dtype, requires_grad, variant, device):
     args = random_arguments(dtype=dtype, device=device, **variant).map(lambda t: t.requires_grad_(requires_grad))
     for nonlinearity in NONLINEARITIES if dtype == torch.float32 else ("tanh",):
@@ -50,7 +51,7 @@ def test_the_forward_operator_is_registered_soundly(dtype, requires_grad, varian
 
 @pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
 @pytest.mark.parametrize("requires_grad", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_the_backward_operator_is_registered_soundly(dtype, requires_grad, hx, device):
     args = random_arguments(dtype=dtype, device=device, hx=hx)
     for mask in ([True, hx, True, True, True, True], [False, False, True, False, False, True]):
@@ -77,12 +78,11 @@ def test_the_backward_operator_returns_the_asked_gradients_in_order(hx, nonlinea
     args = random_arguments(6, 9, 7, hx=hx, device=device)
     every = backward_arguments(args, nonlinearity, [True, hx, True, True, True, True])
     reference = float64_reference(args, nonlinearity, every[0])
-    names = ("input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
     for mask in itertools.product([False, True], repeat=6):
         if mask[1] and not hx:
             continue
         gradients = rnn_cell_backward_op(*every[:-1], list(mask))
-        expected = [reference[name] for name, asked in zip(names, mask, strict=True) if asked]
+        expected = [reference[name] for name, asked in zip(ARGUMENTS, mask, strict=True) if asked]
         torch.testing.assert_close(list(gradients), expected)
 
 
@@ -107,7 +107,7 @@ COPIES = {"aten::copy_", "aten::clone", "aten::contiguous", "aten::zeros", "aten
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-@pytest.mark.parametrize("dtype", FLOATING)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
 def test_eager_calls_run_the_fused_operators_and_no_other(dtype, nonlinearity, device):
     """The ATen composition gives the right answer too: without this test nobody would notice it taking over."""
     cell = rnn_ext.RNNCell(7, 5, nonlinearity=nonlinearity, device=device, dtype=dtype)

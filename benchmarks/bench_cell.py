@@ -1,0 +1,274 @@
+"""rnn_ext.RNNCell against what else computes the cell, on the CPU or a CUDA GPU.
+
+    python benchmarks/bench_cell.py --quick
+    python benchmarks/bench_cell.py --shapes 64,256,256 --dtypes bfloat16 --peers rnn_ext rnn_cell compile
+
+Every peer runs on the same random data, in alternating rounds, and only after its result was checked against float64.
+Writes bench.json (schema: results.py) and PNGs (plots.py) to --output; ctrl-C keeps what was measured. On a GPU there
+are three clocks, host-inclusive, device with warm L2 and device with cold L2 (results.py says what they are).
+
+TF32 is off for every peer, as it is by default for nn.RNNCell (cuDNN's RNN would use it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import plots
+import results
+import torch
+from device import default_device, floor_us, gpu_state, probe
+from peers import PASSES, PEERS, TOLERANCE, Case, Peer, Step, error_of, forget_compiled, make_tensors
+from rich.console import Console
+from rich.table import Table
+from timing import device_sampler, host_sampler, kernels_per_call, quartiles, sample_in_turns
+from torch import Tensor
+from tqdm import tqdm
+
+SHAPES = {  # (B, I, H)
+    "cpu": [
+        (1, 8, 16), (10, 4, 5), (1, 64, 64), (4, 100, 100), (33, 77, 130), (32, 128, 128),
+        (1, 256, 256), (8, 256, 256), (64, 256, 256), (256, 256, 256), (64, 512, 512), (256, 1024, 1024),
+    ],
+    "cuda": [
+        (10, 4, 5), (33, 77, 130),
+        *((B, H, H) for H in (256, 1024, 4096) for B in (1, 16, 64, 256, 1024, 4096)),
+    ],
+}  # fmt: skip
+QUICK_SHAPES = {
+    "cpu": [(10, 4, 5), (1, 64, 64), (64, 64, 64), (1, 256, 256), (64, 256, 256)],
+    "cuda": [(10, 4, 5), (1, 256, 256), (64, 256, 256), (64, 1024, 1024), (1024, 1024, 1024)],
+}
+DTYPES = {"cpu": ["float32", "float64", "bfloat16"], "cuda": ["float32", "bfloat16"]}
+COMPILE_SHAPES = {"cpu": [], "cuda": [(64, 1024, 1024)]}  # compiling takes up to a minute a case
+NODES = 40  # calls, at most, in a graph whose replay is timed: its own start becomes a small part of a call
+COLD_BYTES = 2 * 2**30  # operands of a cold graph's calls together, at most; far more than any L2
+
+
+def shape(text: str) -> tuple[int, int, int]:
+    try:
+        B, I, H = (int(size) for size in text.split(","))  # noqa: E741
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not B,I,H") from None
+    return B, I, H
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
+    parser.add_argument("--quick", action="store_true", help="few shapes, float32 and tanh, under a minute")
+    parser.add_argument("--shapes", type=shape, nargs="+", metavar="B,I,H")
+    parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE)
+    parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
+    parser.add_argument("--nonlinearities", nargs="+", choices=("tanh", "relu"))
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="rnn_ext is always among them")
+    parser.add_argument(
+        "--compile-shapes", type=shape, nargs="*", metavar="B,I,H", help="where torch.compile takes part as well"
+    )
+    parser.add_argument("--rounds", type=int, default=11, help="alternating samples of each peer (default 11)")
+    parser.add_argument("--sample-ms", type=float, default=3.0, help="length of a sample (default 3)")
+    parser.add_argument("--output", type=Path, default=Path("build/bench"), help="folder (default build/bench)")
+    parser.add_argument("--check-only", action="store_true", help="check each peer's results, time nothing")
+    args = parser.parse_args(arguments)
+    device = args.device
+    if args.quick:
+        args.rounds = min(args.rounds, 7)
+    args.shapes = args.shapes or (QUICK_SHAPES if args.quick else SHAPES)[device]
+    args.dtypes = args.dtypes or (["float32"] if args.quick else DTYPES[device])
+    args.nonlinearities = args.nonlinearities or (["tanh"] if args.quick or device == "cuda" else ["tanh", "relu"])
+    if args.compile_shapes is None:  # peers that were asked for by name run everywhere
+        args.compile_shapes = args.shapes if args.peers else [] if args.quick else COMPILE_SHAPES[device]
+    args.peers = list(dict.fromkeys(["rnn_ext", *(args.peers or PEERS)]))
+    args.peers = [name for name in args.peers if device == "cuda" or not PEERS[name].cuda_only]
+    return args
+
+
+def brief(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:160]
+
+
+def make_sampler(
+    case: Case, peer: Peer, clock: str, tensors: dict[str, Tensor], step: Step, floor: float, seconds: float
+) -> Callable[[], float]:
+    """Takes samples, of about `seconds` each, of one peer on one clock."""
+    if clock == "host":
+        return host_sampler(step.run, seconds)
+    nodes = min(NODES, max(2, round(seconds * 1e6 / floor)))  # a long call needs no company
+    if clock == "warm":
+        return device_sampler([peer.build_device(case, tensors).run] * nodes, seconds)
+    device = tensors["x"].device
+    copies = max(2, min(nodes, COLD_BYTES // max(case.bytes, 1)))
+    runs = [peer.build_device(case, make_tensors(case, device, seed)).run for seed in range(copies)]
+    l2 = torch.cuda.get_device_properties(device).L2_cache_size
+    # At least 256 MiB: the host needs that long to queue the replay behind it.
+    flush = torch.ones(max(2 * l2, 2**28) // 4, device=device)
+    return device_sampler([runs[i % copies] for i in range(nodes)], seconds, flush)
+
+
+def measure_case(
+    case: Case, names: list[str], device: torch.device, facts: dict[str, Any], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """The rows of one case: every peer checked, then timed in turns on every clock."""
+    tensors = make_tensors(case, device)
+    notes, steps, errors, kernels = {}, {}, {}, {}
+    for name in names:
+        try:
+            step = PEERS[name].build(case, tensors)
+            errors[name] = error_of(case, tensors, step.unpack(step.run()))
+            if not errors[name] <= TOLERANCE[case.dtype]:
+                notes[name] = f"wrong result: error {errors[name]:.1e}"
+                errors[name] = errors[name] if errors[name] < float("inf") else None  # JSON has no infinity
+                continue
+            if device.type == "cuda" and not args.check_only:
+                kernels[name] = kernels_per_call(step.run)
+            steps[name] = step
+        except Exception as error:  # a peer that cannot take the case stands in the results with its reason
+            notes[name] = brief(error)
+
+    clocks = ["host"]
+    if device.type == "cuda" and case.pass_name != "forward_grad":  # the device does there what it does in forward
+        clocks += ["warm", "cold"]
+    if args.check_only:
+        clocks = clocks[:1]
+        notes |= dict.fromkeys(steps, "checked only")
+        steps = {}
+
+    rows = []
+    for clock in clocks:
+        taking_part = [name for name in names if clock == "host" or PEERS[name].build_device]
+        samplers, clock_notes = {}, dict(notes)
+        floor = floor_us(case, clock, facts) if facts else 0.0
+        for name in taking_part:
+            if name in steps:
+                try:
+                    samplers[name] = make_sampler(
+                        case, PEERS[name], clock, tensors, steps[name], floor, args.sample_ms / 1e3
+                    )
+                except Exception as error:
+                    clock_notes[name] = brief(error)
+        samples = sample_in_turns(samplers, args.rounds)
+        for name in taking_part:
+            row = {
+                "B": case.B,
+                "I": case.I,
+                "H": case.H,
+                "dtype": case.dtype,
+                "nonlinearity": case.nonlinearity,
+                "pass": case.pass_name,
+                "peer": name,
+                "clock": clock,
+                "rounds": len(samples.get(name, [])),
+                "kernels": kernels.get(name),
+                "floor_us": floor,
+                "error": errors.get(name),
+                "note": clock_notes.get(name, ""),
+            }
+            rows.append(row | times(samples.get(name), samples.get("rnn_ext"), floor))
+    return rows
+
+
+def times(samples: list[float] | None, ours: list[float] | None, floor: float) -> dict[str, float | None]:
+    """A row's times and speed-ups from the rounds' samples."""
+    names = ("q25_us", "median_us", "q75_us", "speedup_q25", "speedup", "speedup_q75", "floor_ratio")
+    if not samples:
+        return dict.fromkeys(names)
+    found: list[float | None] = [value * 1e6 for value in quartiles(samples)]
+    found += quartiles(a / b for a, b in zip(samples, ours, strict=True)) if ours else (None, None, None)
+    return dict(zip(names, [*found, found[1] / floor], strict=True))
+
+
+def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
+    """Adds the rows of all cases to the document; an interrupt ends it early."""
+    device = torch.device(args.device)
+    choices = itertools.product(args.shapes, args.dtypes, args.nonlinearities, args.passes)
+    cases = [Case(*sizes, dtype, f, pass_name) for sizes, dtype, f, pass_name in choices]
+    try:
+        for case in (bar := tqdm(cases, unit="case", dynamic_ncols=True)):
+            bar.set_postfix_str(str(case))
+            compiling = (case.B, case.I, case.H) in args.compile_shapes
+            names = [name for name in args.peers if compiling or not PEERS[name].compiles]
+            with torch.set_grad_enabled(case.pass_name != "forward"):
+                document["rows"] += measure_case(case, names, device, document["facts"], args)
+            if compiling:
+                forget_compiled()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # the graphs' memory
+        document["complete"] = True
+    except KeyboardInterrupt:
+        print("interrupted: this is what was measured")
+
+
+def table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Ours in microseconds, and how many times as long each peer takes."""
+    peers = [name for name in results.values(rows, "peer") if name != "rnn_ext"]
+    result = Table(title=title, title_justify="left", caption_justify="left")
+    result.caption = (
+        "times as long as rnn_ext; ~: noise (under 6 %, or the quartiles on either side of 1); -: not measured"
+    )
+    for column in ("B, I, H", "pass", "rnn_ext µs", "IQR", "kernels", "/ floor", *(PEERS[p].label for p in peers)):
+        result.add_column(column, justify="left" if column in ("B, I, H", "pass") else "right")
+    for ours in [row for row in rows if row["peer"] == "rnn_ext"]:
+        key = {name: ours[name] for name in ("B", "I", "H")}
+        found = {row["peer"]: row for row in results.select(rows, **key, pass_=ours["pass"])}
+        cells = [f"{ours['B']}, {ours['I']}, {ours['H']}", ours["pass"]]
+        if ours["median_us"] is None:
+            result.add_row(*cells, ours["note"])
+            continue
+        cells += [f"{ours['median_us']:.1f}", f"{ours['q75_us'] - ours['q25_us']:.1f}"]
+        cells += ["-" if ours["kernels"] is None else f"{ours['kernels']:g}", f"{ours['floor_ratio']:.1f}"]
+        result.add_row(*cells, *(results.formatted(found[p]) if p in found else "-" for p in peers))
+    for name in results.values(rows, "pass"):
+        means = [results.mean_speedup(results.select(rows, peer=peer, pass_=name)) for peer in peers]
+        result.add_row("geometric mean", name, "", "", "", "", *means, style="bold")
+    return result
+
+
+def print_tables(rows: list[dict[str, Any]], console: Console) -> None:
+    keys = [(r["dtype"], r["nonlinearity"], r["clock"]) for r in rows]
+    for dtype, nonlinearity, clock in dict.fromkeys(keys):
+        chosen = [row for row, key in zip(rows, keys, strict=True) if key == (dtype, nonlinearity, clock)]
+        console.print(table(chosen, f"{dtype}, {nonlinearity}, {clock} time"))
+    for peer, note in dict.fromkeys((row["peer"], row["note"]) for row in rows if row["note"]):
+        console.print(f"not measured: {peer}: {note}", highlight=False)
+
+
+def console() -> Console:
+    """As wide as the terminal, and wide enough for the tables where there is none."""
+    found = Console()
+    return found if found.is_terminal else Console(width=170)
+
+
+def main() -> int:
+    args = parse_arguments()
+    # timeout(1) ends a run like ctrl-C does, also where a parent process had the signals ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    device = torch.device(args.device)
+    torch.backends.cudnn.allow_tf32 = False
+    facts = {} if args.check_only else probe(device, args.dtypes)
+    document = results.new_document(device, facts, gpu_state)
+    run(args, document)
+    if args.check_only:
+        failed = [row for row in document["rows"] if row["note"] != "checked only"]
+        for row in failed:
+            print(row)
+        print(f"{len(document['rows']) - len(failed)} of {len(document['rows'])} checks passed")
+        return 1 if failed or not document["complete"] else 0
+    if device.type == "cuda":
+        document["gpu_state"]["after"] = gpu_state()
+    args.output.mkdir(parents=True, exist_ok=True)
+    results.write(document, args.output / "bench.json")
+    print_tables(document["rows"], console())
+    figures = plots.draw_all(document, args.output)
+    print("written:", *(str(path) for path in (args.output / "bench.json", *figures)))
+    wrong = [row for row in document["rows"] if row["note"].startswith("wrong") and row["peer"] == "rnn_ext"]
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,203 @@
+"""The main job on real input: `make demo`.
+
+(a) two tables of numbers from cells of four inputs and five units, next to nn.RNNCell's;
+(b) a character model trained on Python's own help texts, with nn.RNNCell and with rnn_ext.RNNCell, compared;
+(c) a short microbenchmark on the device at hand.
+
+    python benchmarks/demo.py [--device cpu|cuda] [--steps N] [--output demo.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import bench_cell
+import results
+import torch
+from device import default_device, gpu_state, probe
+from plots import plt
+from timing import quartiles, synchronize
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import rnn_ext
+
+BATCH, LENGTH, EMBEDDING, HIDDEN = 32, 64, 64, 256
+
+
+def print_tables() -> None:
+    """(a) The cell on ten rows of four numbers, each row an independent sequence of one step (hx=None is h = 0)."""
+    X = torch.linspace(1, 100, 40).reshape(10, 4)
+    # The lazy cell draws its parameters at its first call, so the order of the lines is part of the example.
+    torch.manual_seed(0)
+    ours = [rnn_ext.LazyRNNCell(5)(X), rnn_ext.RNNCell(4, 5)(X)]
+    torch.manual_seed(0)
+    theirs = [nn.RNNCell(4, 5)(X), nn.RNNCell(4, 5)(X)]
+    print("(a) h' = tanh(x Wᵀ + b_ih + h Uᵀ + b_hh) of torch.linspace(1, 100, 40).reshape(10, 4), seed 0")
+    for name, our, their in zip(("LazyRNNCell(5)", "RNNCell(4, 5)"), ours, theirs, strict=True):
+        print(f"\n{'rnn_ext.' + name:44}  nn.RNNCell(4, 5)")
+        for row, expected in zip(our.tolist(), their.tolist(), strict=True):
+            left, right = ("  ".join(f"{value:7.4f}" for value in values) for values in (row, expected))
+            print(f"{left:44}  {right}")
+        print(f"largest difference {(our - their).abs().max().item():.1e}")
+
+
+class CharacterModel(nn.Module):
+    """Next-character scores: an embedding, a recurrent cell, and the read-out y = V h."""
+
+    def __init__(self, cell: type[nn.RNNCell], characters: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, EMBEDDING)
+        self.cell = cell(EMBEDDING, HIDDEN)
+        self.readout = nn.Linear(HIDDEN, characters, bias=False)
+
+    def forward(self, tokens: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (T, B, characters) and the last h (B, H) of tokens (T, B)."""
+        states = []
+        for x in self.embedding(tokens):
+            h = self.cell(x, h)
+            states.append(h)
+        return self.readout(torch.stack(states)), h
+
+
+class Trainer:
+    """One model with its optimizer, its loss curve and the seconds of each step."""
+
+    def __init__(self, cell: type[nn.RNNCell], characters: int, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.model = CharacterModel(cell, characters).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=2e-3)
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+
+    def step(self, tokens: Tensor) -> None:
+        """One update on tokens (LENGTH + 1, BATCH)."""
+        synchronize()
+        start = time.perf_counter()
+        scores, _ = self.model(tokens[:-1])
+        loss = F.cross_entropy(scores.flatten(0, 1), tokens[1:].flatten())
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.losses.append(loss.item())  # waits for the device
+        self.seconds.append(time.perf_counter() - start)
+
+
+@torch.no_grad()
+def sample_text(model: CharacterModel, alphabet: str, prompt: str, length: int, temperature: float = 0.7) -> str:
+    device = next(model.parameters()).device
+    tokens = torch.tensor([[alphabet.index(character)] for character in prompt], device=device)
+    generator = torch.Generator().manual_seed(0)
+    scores, h = model(tokens)
+    text = prompt
+    for _ in range(length):
+        chances = F.softmax(scores[-1, 0].cpu() / temperature, 0)
+        token = torch.multinomial(chances, 1, generator=generator)
+        text += alphabet[token]
+        scores, h = model(token[None].to(device), h)
+    return text
+
+
+def train(device: torch.device, steps: int) -> dict[str, Trainer]:
+    """(b) Both models on the same batches, step by step in turns, so that a busy machine slows both alike."""
+    text = "\n".join(topics[name] for name in sorted(topics))
+    alphabet = "".join(sorted(set(text)))
+    index = {character: i for i, character in enumerate(alphabet)}
+    corpus = torch.tensor([index[character] for character in text])
+    trainers = {
+        "nn.RNNCell": Trainer(nn.RNNCell, len(alphabet), device),
+        "rnn_ext.RNNCell": Trainer(rnn_ext.RNNCell, len(alphabet), device),
+    }
+    parameters = sum(p.numel() for p in trainers["nn.RNNCell"].model.parameters())
+    print(
+        f"\n(b) a character model ({parameters} parameters, {LENGTH} steps of the cell, batch {BATCH}) on Python's "
+        f"help texts ({len(text)} characters, {len(alphabet)} different), on {device.type}"
+    )
+    generator = torch.Generator().manual_seed(0)
+    order = list(trainers.values())
+    for i in (
+        bar := tqdm(range(steps), unit="step", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 10)
+    ):
+        starts = torch.randint(len(corpus) - LENGTH, (BATCH,), generator=generator)
+        tokens = corpus[starts + torch.arange(LENGTH + 1)[:, None]].to(device)
+        for trainer in order if i % 2 == 0 else reversed(order):
+            trainer.step(tokens)
+        bar.set_postfix_str(", ".join(f"{name} {t.losses[-1]:.3f}" for name, t in trainers.items()), refresh=False)
+    report(trainers)
+    print("a sample of the rnn_ext model:")
+    for line in sample_text(trainers["rnn_ext.RNNCell"].model, alphabet, "The ", 400).splitlines():
+        print(f"    {line}")
+    return trainers
+
+
+def report(trainers: dict[str, Trainer]) -> None:
+    theirs, ours = trainers.values()
+    differences = [abs(a - b) for a, b in zip(theirs.losses, ours.losses, strict=True)]
+    largest = max(differences)
+    for name, trainer in trainers.items():
+        low, middle, high = quartiles(trainer.seconds)
+        print(
+            f"{name:16} loss {trainer.losses[0]:.4f} to {trainer.losses[-1]:.4f}, "
+            f"{sum(trainer.seconds):.1f} s, a step {middle * 1e3:.2f} ms (IQR {(high - low) * 1e3:.2f})"
+        )
+    print(f"the loss curves differ by {largest:.1e} at most, at step {differences.index(largest) + 1}", end="; ")
+    apart = next((i for i, difference in enumerate(differences) if difference > 1e-5), None)
+    if apart is None:
+        print("they lie on each other throughout")
+    else:
+        print(
+            f"by more than 1e-05 from step {apart + 1} on: the two round differently in the last bit, and training "
+            "amplifies that"
+        )
+    low, ratio, high = quartiles(a / b for a, b in zip(theirs.seconds, ours.seconds, strict=True))
+    verdict = "noise" if results.is_noise(ratio, low, high) else "faster" if ratio > 1 else "slower"
+    print(f"a whole training step with rnn_ext: {ratio:.2f} times as fast (quartiles {low:.2f}, {high:.2f}): {verdict}")
+
+
+def draw(trainers: dict[str, Trainer], path: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for (name, trainer), style in zip(trainers.items(), ("-", "--"), strict=True):
+        left.plot(range(1, len(trainer.losses) + 1), trainer.losses, style, label=name, linewidth=1.5)
+        right.plot(torch.tensor(trainer.seconds).cumsum(0), style, label=name, linewidth=1.5)
+    left.set(xlabel="step", ylabel="cross entropy, nats a character", title="loss")
+    right.set(xlabel="step", ylabel="seconds", title="time in training")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    print(f"written: {path}")
+
+
+def microbenchmark(device: torch.device) -> None:
+    """(c) bench_cell.py's table on a few shapes."""
+    print(f"\n(c) microbenchmark on {device.type} (python benchmarks/bench_cell.py --help for more)")
+    args = bench_cell.parse_arguments(["--quick", "--device", device.type, "--peers", "rnn_cell", "addmm"])
+    document = results.new_document(device, probe(device, args.dtypes), gpu_state)
+    bench_cell.run(args, document)
+    bench_cell.print_tables(document["rows"], bench_cell.console())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each model (default %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("demo.png"), help="the figure (default demo.png)")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if device.type == "cuda" and not rnn_ext.is_cuda_built():
+        print("rnn_ext was built without CUDA kernels: its CUDA times are those of PyTorch's own operators")
+    print_tables()
+    draw(train(device, args.steps), args.output)
+    microbenchmark(device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""The ceilings of the device at hand, measured, and the floor that they put under a case's time.
+
+    python benchmarks/device.py [--device cpu|cuda]
+
+Facts, all of one device:
+    copy_gb_s       10⁹ bytes a second of a copy that no cache holds, bytes read and written counted
+    cache_gb_s      the same for a copy within the cache (L2), the start of the kernel taken out
+    cache_bytes     the size of that cache
+    gemm_tflop_s    10¹² floating-point operations a second of a large matrix product, by dtype; "tf32" on a GPU
+    launch_us       microseconds of the smallest eager operation, host included
+    node_us         microseconds of the smallest kernel as a node of a CUDA graph: what any launch costs the device
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+from typing import Any
+
+import torch
+from peers import Case
+from timing import device_sampler, host_sampler
+
+MIB = 2**20
+
+
+def seconds(run: Any, device: torch.device, nodes: int = 1, rounds: int = 9) -> float:
+    """Seconds of one run, the best of `rounds` (a ceiling): device time of `nodes` runs in a graph, host time on a CPU."""
+    if device.type == "cuda":
+        sample = device_sampler([run] * nodes, 2e-3)
+    else:
+        sample = host_sampler(run, 2e-3)
+    return min(sample() for _ in range(rounds))
+
+
+def copy_seconds(size: int, device: torch.device, nodes: int = 1) -> float:
+    source = torch.randn(size // 4, device=device)
+    target = torch.empty_like(source)
+    return seconds(lambda: target.copy_(source), device, nodes)
+
+
+def cache_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    try:  # a thread's own cache: what it holds is surely read faster than memory
+        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    except (ValueError, OSError):
+        found = 0
+    return (found if found > 0 else MIB) * torch.get_num_threads()
+
+
+def gemm_tflop_s(dtype: torch.dtype, size: int, device: torch.device) -> float:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))  # zeros would run faster
+    out = torch.empty_like(a)
+    return 2 * size**3 / seconds(lambda: torch.mm(a, b, out=out), device, rounds=5) / 1e12
+
+
+def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
+    """The facts named above, in a few seconds."""
+    cuda = device.type == "cuda"
+    cache = cache_bytes(device)
+    large = 512 * MIB if cuda else 64 * MIB
+    small = cache // 16, cache // 4  # source and target together fill at most half the cache
+    # On a busy machine the difference may come out too small: the start is at most three quarters of the time.
+    times = [copy_seconds(size, device, nodes=50) for size in small]
+    gemm = {}
+    for name in dtypes:
+        fast = name in ("float16", "bfloat16")
+        size = (8192 if fast else 4096) if cuda else 1024
+        gemm[name] = gemm_tflop_s(getattr(torch, name), size, device)
+    if cuda and "float32" in dtypes:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        gemm["tf32"] = gemm_tflop_s(torch.float32, 8192, device)
+        torch.set_float32_matmul_precision(before)
+    one = torch.ones(1, device=device)
+    launch = host_sampler(one.neg, 2e-3)
+    copy_gb_s = 2 * large / copy_seconds(large, device) / 1e9
+    cache_gb_s = 2 * (small[1] - small[0]) / max(times[1] - times[0], times[1] / 4) / 1e9
+    return {
+        "copy_gb_s": copy_gb_s,
+        "cache_gb_s": max(cache_gb_s, copy_gb_s),
+        "cache_bytes": cache,
+        "gemm_tflop_s": gemm,
+        "launch_us": min(launch() for _ in range(9)) * 1e6,
+        "node_us": seconds(one.neg_, device, nodes=200) * 1e6 if cuda else None,
+    }
+
+
+def peak_tflop_s(dtype: str, facts: dict[str, Any]) -> float:
+    gemm = facts["gemm_tflop_s"]
+    # float32 is also had from three tf32 products of split operands (3xTF32).
+    return max(gemm[dtype], gemm.get("tf32", 0) / 3) if dtype == "float32" else gemm[dtype]
+
+
+def bandwidth_gb_s(case: Case, clock: str, facts: dict[str, Any]) -> float:
+    cached = clock != "cold" and case.bytes <= facts["cache_bytes"]
+    return facts["cache_gb_s" if cached else "copy_gb_s"]
+
+
+def floor_us(case: Case, clock: str, facts: dict[str, Any]) -> float:
+    """max(FLOP / peak, bytes / bandwidth) + launches: microseconds that no implementation should undercut by much."""
+    compute = case.flop / peak_tflop_s(case.dtype, facts) * 1e-6
+    memory = case.bytes / bandwidth_gb_s(case, clock, facts) * 1e-3
+    start = facts["launch_us"] if clock == "host" else facts["node_us"]
+    return max(compute, memory) + case.launches * start
+
+
+def gpu_state() -> dict[str, str] | None:
+    """Clocks, temperature, power and the reasons for throttling (bits; 0: none) as nvidia-smi tells them."""
+    gpu = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+    for reasons in ("clocks_event_reasons.active", "clocks_throttle_reasons.active"):  # the second: older drivers
+        fields = ["clocks.sm", "clocks.max.sm", "clocks.mem", "temperature.gpu", "power.draw", reasons]
+        command = ["nvidia-smi", f"--id={gpu}", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+        try:
+            line = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return dict(zip(fields, (value.strip() for value in line.split(",")), strict=True))
+    return None
+
+
+def default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the device's ceilings.")
+    parser.add_argument("--device", default=default_device(), choices=("cpu", "cuda"))
+    device = torch.device(parser.parse_args().device)
+    dtypes = ["float64", "float32", "bfloat16"] + (["float16"] if device.type == "cuda" else [])
+    facts = probe(device, dtypes)
+    if device.type == "cuda":
+        facts["state"] = gpu_state()
+    print(json.dumps(facts, indent=2))
+
+
+if __name__ == "__main__":
+    main()

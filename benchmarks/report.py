@@ -1,0 +1,175 @@
+"""The README's performance section and the figures, from the result files alone.
+
+python benchmarks/report.py            writes README.md between the markers, and the figures beside each bench.json
+python benchmarks/report.py --check    says whether README.md and the figures agree with the files, changes nothing
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import plots
+import results
+from peers import PEERS
+from PIL import Image
+
+BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
+CLOCKS = {"host": "host-inclusive", "warm": "device, warm L2", "cold": "device, cold L2"}
+
+
+def markdown_table(header: list[str], lines: list[list[str]], left: int) -> list[str]:
+    """`left` columns of text, then columns of numbers."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return [f"| {' | '.join(cells)} |" for cells in (header, rule, *lines)]
+
+
+def summary_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Geometric means over shapes, against every peer."""
+    peers = [name for name in PEERS if name != "rnn_ext" and results.select(rows, peer=name)]
+    lines = []
+    for clock in CLOCKS:
+        for dtype in results.values(rows, "dtype"):
+            for pass_name in results.values(rows, "pass"):
+                cells = [results.select(rows, clock=clock, dtype=dtype, pass_=pass_name, peer=peer) for peer in peers]
+                if any(cells):
+                    lines.append([CLOCKS[clock], dtype, pass_name, *(results.mean_speedup(cell) for cell in cells)])
+    return markdown_table(["time", "dtype", "pass", *(PEERS[peer].label for peer in peers)], lines, 3)
+
+
+def shape_table(rows: list[dict[str, Any]], dtype: str, clock: str) -> list[str]:
+    """Each shape: microseconds, the ratio to the floor, and nn.RNNCell's time beside them."""
+    lines = []
+    chosen = results.select(rows, dtype=dtype, clock=clock, nonlinearity="tanh")
+    for ours in results.select(chosen, peer="rnn_ext"):
+        if ours["pass"] == "forward_grad":
+            continue
+        same = {name: ours[name] for name in ("B", "I", "H")}
+        theirs = results.select(chosen, **same, pass_=ours["pass"], peer="rnn_cell")
+        if not theirs:
+            continue
+        lines.append(
+            [
+                f"{ours['B']}, {ours['I']}, {ours['H']}",
+                ours["pass"],
+                f"{ours['median_us']:.1f}",
+                f"{ours['q75_us'] - ours['q25_us']:.1f}",
+                f"{theirs[0]['median_us']:.1f}",
+                results.formatted(theirs[0]),
+                f"{ours['floor_ratio']:.1f}",
+            ]
+        )
+    return markdown_table(["B, I, H", "pass", "rnn_ext µs", "IQR", "nn.RNNCell µs", "speed-up", "/ floor"], lines, 2)
+
+
+def section(document: dict[str, Any], folder: str) -> list[str]:
+    """One device's part; `folder` is where its figures lie, seen from the README."""
+    rows, facts = document["rows"], document["facts"]
+    software = [f"torch {document['torch']}", f"Python {document['python']}"]
+    if document["gpu"]:
+        software += [f"CUDA {document['cuda']}", f"driver {document['driver']}"]
+    peaks = ", ".join(f"{dtype} {value:.3g} TFLOP/s" for dtype, value in facts["gemm_tflop_s"].items())
+    start = f"launch {facts['launch_us']:.2f} µs"
+    if facts["node_us"]:
+        start += f", graph node {facts['node_us']:.2f} µs"
+    title = document["gpu"] or f"{document['cpu']}, {document['threads']} threads"
+    lines = [f"### {title}", ""]
+    if not document["complete"]:
+        lines += ["The run was interrupted; this is what it had measured.", ""]
+    lines += [
+        f"{', '.join(software)}; {document['date'][:10]}, commit {document['commit']}, csrc/ tree "
+        f"{document['csrc_tree'][:12]}, load average {document['load']:.1f} before the run: `{document['command']}`",
+        "",
+        f"Measured ceilings: {peaks}, copy {facts['copy_gb_s']:.0f} GB/s, in cache {facts['cache_gb_s']:.0f} GB/s, "
+        f"{start}.",
+        "",
+        "Geometric means over shapes of each peer's time / rnn_ext's:",
+        "",
+        *summary_table(rows),
+        "",
+    ]
+    clock = plots.main_clock(document)
+    for dtype in results.values(rows, "dtype"):
+        table = shape_table(rows, dtype, clock)
+        lines += [f"<details><summary>{dtype}, tanh, {CLOCKS[clock]}, by shape</summary>", "", *table, "", "</details>"]
+        lines.append("")
+    return lines + [f"![{Path(name).stem}]({folder}/{name})" for name in plots.FIGURES] + [""]
+
+
+def performance(files: list[Path], root: Path) -> str:
+    """What stands between the markers."""
+    lines = [
+        "",
+        "Written by `python benchmarks/report.py` from `benchmarks/results/`. A speed-up is another implementation's",
+        "time divided by rnn_ext's in the same run, median over alternating rounds; above 1 rnn_ext is faster. `~` marks",
+        f"noise: a difference under {results.NOISE:.0%}, or quartiles on either side of 1. The floor is the time that the",
+        "device's measured ceilings allow.",
+        "",
+    ]
+    for path in files:
+        lines += section(results.read(path), path.parent.relative_to(root).as_posix())
+    if not files:
+        lines += ["Nothing has been measured yet.", ""]
+    return "\n".join(lines)
+
+
+def split(readme: str) -> tuple[str, str, str]:
+    """README.md before, between and after the markers."""
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
+        sys.exit(f"README.md must hold the line {BEGIN} once and, after it, the line {END} once")
+    before, rest = readme.split(BEGIN)
+    between, after = rest.split(END)
+    return before, between, after
+
+
+def figure_source(path: Path) -> str | None:
+    """The hash of the document that a figure was drawn from."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get("Source")
+
+
+def disagreements(files: list[Path], root: Path) -> list[str]:
+    """What in README.md and the figures isn't as the files say."""
+    found = []
+    if split((root / "README.md").read_text())[1] != performance(files, root):
+        found.append("README.md: the performance section")
+    for path in files:
+        wanted = plots.source(results.read(path))
+        found += [
+            str((path.parent / name).relative_to(root))
+            for name in plots.FIGURES
+            if figure_source(path.parent / name) != wanted
+        ]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where something disagrees")
+    parser.add_argument("--summary", type=Path, metavar="BENCH_JSON", help="print one file's means, nothing else")
+    parser.add_argument("--root", type=Path, default=results.REPOSITORY, help="the repository")
+    args = parser.parse_args()
+    if args.summary:
+        print("\n".join(summary_table(results.read(args.summary)["rows"])))
+        return 0
+    root = args.root.resolve()
+    files = sorted((root / "benchmarks" / "results").glob("**/bench.json"))
+    if args.check:
+        found = disagreements(files, root)
+        for name in found:
+            print(f"{name} disagrees with benchmarks/results/: run python benchmarks/report.py")
+        return 1 if found else 0
+    before, _, after = split((root / "README.md").read_text())
+    (root / "README.md").write_text(before + BEGIN + performance(files, root) + END + after)
+    for path in files:
+        plots.draw_all(results.read(path), path.parent)
+    print(f"README.md and the figures were written from {len(files)} result files")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,130 @@
+"""Clocks: host-inclusive time, device time by graph replay, kernels launched a call. Seconds everywhere.
+
+Implementations are timed in alternating rounds, so that what disturbs the machine disturbs all of them, and a speed-up
+is the median over rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+Run = Callable[[], Any]
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def time_calls(run: Run, calls: int) -> float:
+    """Seconds a call, from the first line of Python to the last kernel's end."""
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        run()
+    synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def host_sampler(run: Run, sample_seconds: float) -> Callable[[], float]:
+    """A function that takes one sample of about `sample_seconds`, after warming up for as long."""
+    time_calls(run, 3)  # lazy initialisation stays out of the estimate
+    seconds = time_calls(run, 1)
+    for _ in range(2):  # the second estimate is free of what the first still had to load
+        seconds = time_calls(run, max(1, int(sample_seconds / 2 / seconds)))
+    calls = max(1, round(sample_seconds / seconds))
+    return lambda: time_calls(run, calls)
+
+
+def capture(runs: Sequence[Run]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """All `runs` in one CUDA graph, and the last one's result, which each replay writes anew."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for run in [runs[0], runs[0], *runs]:  # capture must meet no lazy initialisation
+            run()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for run in runs:
+            result = run()
+    return graph, result
+
+
+def device_sampler(
+    runs: Sequence[Run], sample_seconds: float, flush: torch.Tensor | None = None
+) -> Callable[[], float]:
+    """A function that takes one sample of the device's seconds a run, from replays of one graph of all `runs`.
+
+    Warm (`flush` is None): replays back to back. Cold: `flush`, larger than the L2, is read before each replay; the
+    caller gives each run operands of its own, so that no run finds in L2 what an earlier one loaded. The host queues
+    the replay while the device is still busy with what goes before the first event.
+    """
+    graph, _ = capture(runs)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def sample(replays: int) -> float:
+        if flush is None:
+            graph.replay()
+        else:
+            flush.sum()
+        start.record()
+        for _ in range(replays):
+            graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) * 1e-3 / replays / len(runs)
+
+    sample(1)
+    replays = 1 if flush is not None else max(1, round(sample_seconds / (sample(1) * len(runs))))
+    return lambda: sample(replays)
+
+
+def sample_in_turns(samplers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """`rounds` samples of each, in alternating order."""
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    names = list(samplers)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            for name in names if i % 2 == 0 else reversed(names):
+                samples[name].append(samplers[name]())
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
+    """The lower quartile, the median and the upper quartile."""
+    values = list(values)
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def kernels_per_call(run: Run, calls: int = 4) -> float:
+    """Kernels launched by a call, as the profiler counts them (copies and memory sets are none)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        for _ in range(calls):
+            run()
+        synchronize()
+    kernels = [
+        event
+        for event in profiler.events()
+        if event.device_type == torch.autograd.DeviceType.CUDA
+        and not event.name.startswith(("Memcpy", "Memset", "Activity Buffer", "Buffer Flush"))
+    ]
+    return len(kernels) / calls

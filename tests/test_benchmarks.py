@@ -1,0 +1,180 @@
+"""The benchmarks' files and figures, on the CPU and on tiny shapes: what they write, never how fast anything is."""
+
+import importlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("rich")
+pytest.importorskip("tqdm")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BENCHMARKS = REPOSITORY / "benchmarks"
+FIGURES = ("speedup.png", "latency.png", "roofline.png")
+
+
+def run(*command: str | Path, **options) -> subprocess.CompletedProcess:
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "PYTHON": sys.executable}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.fixture
+def modules(monkeypatch):
+    """The benchmarks' modules, which import each other as scripts in one folder do."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    for name in ("bench_cell", "device", "peers", "plots", "report", "results", "timing"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    """The folder that a tiny benchmark wrote."""
+    folder = tmp_path_factory.mktemp("bench")
+    options = "--device cpu --shapes 10,4,5 1,8,8 3,8,8 --dtypes float32 bfloat16 --nonlinearities tanh relu"
+    command = [sys.executable, BENCHMARKS / "bench_cell.py", *options.split(), "--rounds", "3", "--sample-ms", "0.1"]
+    result = run(*command, "--output", folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "geometric mean" in result.stdout
+    return folder
+
+
+def test_bench_cell_writes_what_the_schema_says(quick, modules):
+    results = modules("results")
+    document = results.read(quick / "bench.json")
+    assert document["complete"]
+    assert {row["peer"] for row in document["rows"]} == {"rnn_ext", "rnn_cell", "addmm", "rnn"}
+    assert len(document["rows"]) == 3 * 2 * 2 * 3 * 4  # shapes, dtypes, nonlinearities, passes, peers
+    for row in document["rows"]:
+        assert row["note"] == "", row
+        assert row["q25_us"] <= row["median_us"] <= row["q75_us"]
+    for name in FIGURES:
+        assert (quick / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "breach", [{"rows": [{}]}, {"schema": "1"}, {"unknown": 1}, {"complete": None}], ids=lambda b: next(iter(b))
+)
+def test_schema_breaches_are_found(quick, modules, breach):
+    results = modules("results")
+    document = results.read(quick / "bench.json")
+    with pytest.raises(results.SchemaError):
+        results.validate({**document, **breach})
+
+
+def test_wrong_results_are_not_timed(quick, modules, monkeypatch):
+    import torch
+    from torch import nn
+
+    bench_cell, peers = modules("bench_cell"), modules("peers")
+
+    class Wrong(nn.RNNCell):
+        def forward(self, input, hx=None):
+            return super().forward(input, hx) * 1.001
+
+    monkeypatch.setitem(peers.PEERS, "rnn_cell", peers.Peer("wrong", lambda c, t: peers.module_step(Wrong, c, t), None))
+    facts = json.loads((quick / "bench.json").read_text())["facts"]
+    args = bench_cell.parse_arguments(["--device", "cpu", "--rounds", "1", "--sample-ms", "0.1"])
+    case = peers.Case(2, 3, 4, "float32", "tanh", "forward_backward")
+    rows = bench_cell.measure_case(case, ["rnn_ext", "rnn_cell"], torch.device("cpu"), facts, args)
+    ours, wrong = rows
+    assert ours["median_us"] > 0
+    assert wrong["median_us"] is None and wrong["note"].startswith("wrong result")
+
+
+def test_an_interrupt_keeps_what_was_measured(modules, monkeypatch, tmp_path):
+    bench_cell, results = modules("bench_cell"), modules("results")
+    measure = bench_cell.measure_case
+    cases = []
+
+    def interrupted(case, *rest):
+        cases.append(case)
+        if len(cases) > 1:
+            raise KeyboardInterrupt
+        return measure(case, *rest)
+
+    monkeypatch.setattr(bench_cell, "measure_case", interrupted)
+    options = "--device cpu --shapes 2,3,4 --dtypes float32 --peers rnn_cell --rounds 1 --sample-ms 0.1"
+    monkeypatch.setattr(sys, "argv", ["bench_cell.py", *options.split(), "--output", str(tmp_path)])
+    assert bench_cell.main() == 0
+    document = results.read(tmp_path / "bench.json")
+    assert not document["complete"]
+    assert len(document["rows"]) == 2
+
+
+def test_csrc_tree_is_gits(modules, tmp_path):
+    if shutil.which("git") is None:
+        pytest.skip("no git")
+    (tmp_path / "a").mkdir()
+    for name in ("a.h", "a/b.cu", "a0", "run.sh"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "run.sh").chmod(0o755)
+    expected = modules("results").tree_hash(tmp_path).hex()
+    run("git", "init", "-q", ".", cwd=tmp_path)
+    run("git", "add", ".", cwd=tmp_path)
+    assert run("git", "write-tree", cwd=tmp_path).stdout.strip() == expected
+
+
+def test_report_writes_and_checks_the_readme(quick, tmp_path):
+    def report(*options: str) -> subprocess.CompletedProcess:
+        return run(sys.executable, BENCHMARKS / "report.py", "--root", tmp_path, *options)
+
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- performance:begin -->\nold\n<!-- performance:end -->\nafter\n")
+    folder = tmp_path / "benchmarks" / "results" / "cpu"
+    folder.mkdir(parents=True)
+    shutil.copy(quick / "bench.json", folder)
+    assert report("--check").returncode == 1
+    assert report().returncode == 0
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "nn.RNNCell µs" in text
+    assert report("--check").returncode == 0
+
+    for path in (readme, folder / "bench.json"):  # a figure of either changed by hand
+        original = path.read_text()
+        path.write_text(original.replace("2", "3", 40))
+        assert report("--check").returncode != 0
+        path.write_text(original)
+    (folder / "latency.png").unlink()
+    assert "latency.png" in report("--check").stdout
+
+
+def test_readme_agrees_with_the_committed_results():
+    result = run(sys.executable, BENCHMARKS / "report.py", "--check")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_gpu_check_dry_run(tmp_path, modules):
+    result = run("bash", BENCHMARKS / "gpu_check.sh", "--dry-run", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "summary.txt"}
+    for part in ("build", "cuda tests", "other tests", "memcheck", "racecheck", "ncu", "benchmarks"):
+        assert f"\n{part} " in result.stdout
+    bench_cell = modules("bench_cell")
+    commands = [shlex.split(line) for line in result.stdout.splitlines() if "bench_cell.py" in line]
+    assert len(commands) == 5
+    for command in commands:  # options that bench_cell.py doesn't know would exit here
+        bench_cell.parse_arguments(command[command.index("benchmarks/bench_cell.py") + 1 :])
+
+
+def test_gpu_check_goes_on_after_a_part_that_fails(tmp_path):
+    """With a python that fails, every part fails, and the summary says so of each."""
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\nexit 3\n")
+    failing.chmod(0o755)
+    # The tools that a part may start come from an empty folder; the shell's own stay.
+    env = {**os.environ, "PYTHON": str(failing)}
+    command = ["bash", str(BENCHMARKS / "gpu_check.sh"), str(tmp_path / "out")]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    parts = [line for line in result.stdout.splitlines() if "(status" in line]
+    assert len(parts) >= 10
+    assert sum("FAILED" in line and "(status 3)" in line for line in parts) >= 6
+    assert (tmp_path / "out" / "summary.txt").read_text() == result.stdout
