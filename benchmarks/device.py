@@ -27,7 +27,7 @@ MIB = 2**20
 
 
 def seconds(run: Any, device: torch.device, nodes: int = 1, rounds: int = 9) -> float:
-    """Seconds of one run, the best of `rounds` (a ceiling): device time of `nodes` runs in a graph, host time on a CPU."""
+    """Seconds of one run, the best of `rounds`: device time of `nodes` runs in a graph, host time on a CPU."""
     if device.type == "cuda":
         sample = device_sampler([run] * nodes, 2e-3)
     else:

@@ -103,9 +103,9 @@ def performance(files: list[Path], root: Path) -> str:
     lines = [
         "",
         "Written by `python benchmarks/report.py` from `benchmarks/results/`. A speed-up is another implementation's",
-        "time divided by rnn_ext's in the same run, median over alternating rounds; above 1 rnn_ext is faster. `~` marks",
-        f"noise: a difference under {results.NOISE:.0%}, or quartiles on either side of 1. The floor is the time that the",
-        "device's measured ceilings allow.",
+        "time divided by rnn_ext's in the same run, median over alternating rounds; above 1 rnn_ext is faster. `~`",
+        f"marks noise: a difference under {results.NOISE:.0%}, or quartiles on either side of 1. The floor is the time",
+        "that the device's measured ceilings allow.",
         "",
     ]
     for path in files:

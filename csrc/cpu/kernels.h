@@ -38,7 +38,7 @@ struct Kernels {
   // output[rows, columns] of the whole forward pass.
   void (*forward)(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
   // dz = grad_output · f'(output) into dz (B, H), for a range of columns, and their sums over B where asked.
-  void (*grad_z)(const BackwardParams<T>& p, acc_t<T>* dz, int64_t col_begin, int64_t col_end);
+  void (*grad_z)(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col_begin, int64_t col_end);
   // A block of C = A M.
   void (*product)(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
 };

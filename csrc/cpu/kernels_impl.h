@@ -2,13 +2,18 @@
 // this inside a namespace of its own, all of it with internal linkage, after vec_<isa>.h. Nothing from std:: is used
 // here: an inline function of the library compiled for AVX-512 could be the copy that the linker keeps for everyone.
 //
-// Forward: x and W (and h and U) are both contiguous along K, so an output is a dot product. A tile of outputs keeps one
-// vector accumulator an output and shares each loaded vector with a row or a column of the tile; this needs no packing.
-// The accumulators run over both halves of K, then are summed across lanes, and a small block of z on the stack goes
-// through bias and activation to the output.
+// Forward, few rows: x and W (and h and U) are both contiguous along K, so an output is a dot product. A tile of outputs
+// keeps one vector accumulator an output and shares each loaded vector with a row or a column of the tile; nothing is
+// packed. The accumulators run over both halves of K, then are summed across lanes.
 //
-// Backward: both products have their right-hand matrix contiguous along N, so a tile of outputs is a sum of outer
-// products: elements of dz, or of its transpose, broadcast against vectors of W or of x.
+// Forward, many rows: the sums across lanes would cost more than they must, so a panel of rows of x is transposed into
+// a small buffer, and zᵀ is a sum of outer products: elements of W broadcast against vectors of the panel. W is by far
+// the larger operand, and is read as it lies.
+//
+// Either way z exists only as a block on the stack, which goes through bias and activation to the output.
+//
+// Backward: both products have their right-hand matrix contiguous along N; the same outer products, with elements of dz,
+// or of its transpose, broadcast against vectors of W or of x.
 
 template <typename T>
 struct VecOf {
@@ -19,6 +24,7 @@ struct VecOf<double> {
   using type = VecF64;
 };
 
+constexpr int smaller_int(int a, int b) { return a < b ? a : b; }
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // ---------------------------------------------------------------------------------------------------------- activation
@@ -57,13 +63,125 @@ void activate_run(Nonlinearity kind, const acc_t<T>* z, T* output, int64_t n) {
   }
 }
 
+// ------------------------------------------------------------------------------------------------------ outer products
+
+constexpr int kRun = 256;      // terms summed in registers before they are added to the totals
+constexpr int kBlock = 264;    // rows whose totals are on the stack
+constexpr int kPackRows = 24;  // packing pays from here
+
+// One run of the inner dimension of a block of C = A M, one panel (NV vectors) wide.
+template <typename A, typename M, typename C>
+struct Panel {
+  const A* a;
+  int64_t a_row_stride, a_col_stride;
+  const M* m;  // as it lies, or packed: the panel's width apart, padded with zeros
+  int64_t m_stride;
+  int64_t steps;
+  acc_t<C>* totals;   // one panel width a row
+  bool first;         // the totals are not yet there
+  C* c;               // null: the totals are not yet complete
+  int64_t c_stride;
+};
+
+// MR rows of a panel. partial: of the last vector only n columns are there.
+template <int MR, int NV, bool partial, bool packed, typename S, typename M, typename C>
+__attribute__((noinline)) void outer_tile(const Panel<S, M, C>& g, const S* a, int64_t a_row_stride, int64_t row,
+                                          int64_t n) {
+  using Vec = typename VecOf<S>::type;
+  using V = typename Vec::V;
+  constexpr int kLanes = Vec::kLanes;
+  V acc[MR][NV];
+  UNROLL for (int i = 0; i < MR; ++i) {
+    UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::zero();
+  }
+  const M* m = g.m;
+  for (int64_t k = 0; k < g.steps; ++k, a += g.a_col_stride, m += packed ? NV * kLanes : g.m_stride) {
+    V mv[NV];
+    UNROLL for (int j = 0; j < NV; ++j) {
+      mv[j] = partial && !packed && j == NV - 1 ? Vec::load(m + j * kLanes, n) : Vec::load(m + j * kLanes);
+    }
+    UNROLL for (int i = 0; i < MR; ++i) {
+      const V av = Vec::set(a[i * a_row_stride]);
+      UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::fma(av, mv[j], acc[i][j]);
+    }
+  }
+  S* totals = g.totals + row * NV * kLanes;
+  if (!g.first) {
+    UNROLL for (int i = 0; i < MR; ++i) {
+      UNROLL for (int j = 0; j < NV; ++j) acc[i][j] += Vec::load(totals + (i * NV + j) * kLanes);
+    }
+  }
+  if (!g.c) {
+    UNROLL for (int i = 0; i < MR; ++i) {
+      UNROLL for (int j = 0; j < NV; ++j) Vec::store(totals + (i * NV + j) * kLanes, acc[i][j]);
+    }
+    return;
+  }
+  UNROLL for (int i = 0; i < MR; ++i) {
+    C* c = g.c + (row + i) * g.c_stride;
+    UNROLL for (int j = 0; j < NV; ++j) {
+      if (partial && j == NV - 1) {
+        Vec::store(c + j * kLanes, acc[i][j], n);
+      } else {
+        Vec::store(c + j * kLanes, acc[i][j]);
+      }
+    }
+  }
+}
+
+// The same for any A. One in 16 bits (unit column stride) is widened first, a tile's rows at a time.
+template <int MR, int NV, bool partial, bool packed, typename A, typename M, typename C>
+INLINE void outer_rows(const Panel<A, M, C>& g, int64_t row, int64_t n) {
+  using S = acc_t<C>;
+  if constexpr (sizeof(A) == sizeof(S)) {
+    outer_tile<MR, NV, partial, packed>(g, g.a + row * g.a_row_stride, g.a_row_stride, row, n);
+  } else {
+    using Vec = typename VecOf<C>::type;
+    alignas(64) S a[MR * kRun];
+    for (int i = 0; i < MR; ++i) {
+      const A* from = g.a + (row + i) * g.a_row_stride;
+      int64_t k = 0;
+      for (; k + Vec::kLanes <= g.steps; k += Vec::kLanes) Vec::store(a + i * kRun + k, Vec::load(from + k));
+      if (k < g.steps) Vec::store(a + i * kRun + k, Vec::load(from + k, g.steps - k), g.steps - k);
+    }
+    const Panel<S, M, C> wide = {a, kRun, 1, g.m, g.m_stride, g.steps, g.totals, g.first, g.c, g.c_stride};
+    outer_tile<MR, NV, partial, packed>(wide, a, kRun, row, n);
+  }
+}
+
+template <int NV, bool partial, bool packed, typename A, typename M, typename C>
+void outer_panel(const Panel<A, M, C>& g, int64_t rows, int64_t n) {
+  constexpr int kRows = VecOf<C>::type::kOuterRows;
+  int64_t row = 0;
+  for (; row + kRows <= rows; row += kRows) outer_rows<kRows, NV, partial, packed>(g, row, n);
+  if (kRows > 8 && row + 8 <= rows) outer_rows<8, NV, partial, packed>(g, row, n), row += 8;
+  if (row + 4 <= rows) outer_rows<4, NV, partial, packed>(g, row, n), row += 4;
+  if (row + 2 <= rows) outer_rows<2, NV, partial, packed>(g, row, n), row += 2;
+  if (row < rows) outer_rows<1, NV, partial, packed>(g, row, n);
+}
+
 // ------------------------------------------------------------------------------------------------------------- forward
 
-constexpr int kBlockCols = 64;     // columns of z on the stack
-constexpr int kBlockSize = 8192;   // elements of z on the stack
-constexpr int kBlockRows = kBlockSize / kBlockCols;
+constexpr int kPanelCols = 48;           // from which the kernel for many rows pays
+constexpr int kMaxChunk = 256;           // columns of z on the stack
+constexpr int64_t kChunkBytes = 1 << 19; // of W and U, to stay in L2 while all rows pass
+constexpr int64_t kDotRunBytes = 4096;   // of each row, so that a tile's rows of x stay in L1 while W passes
 
-// acc[i][j] += a[i, :k] · w[j, :k], lane by lane. partial: only the first k lanes of one vector.
+template <typename T>
+void add_biases(const ForwardParams<T>& p, int64_t col, int64_t cols, acc_t<T>* bias) {
+  for (int64_t j = 0; j < cols; ++j) {
+    bias[j] = p.bias_ih ? static_cast<acc_t<T>>(p.bias_ih[col + j]) : 0;
+    if (p.bias_hh) bias[j] += static_cast<acc_t<T>>(p.bias_hh[col + j]);
+  }
+}
+
+// The columns of a tile of MR rows: two groups of four where the registers allow it.
+template <int MR, typename Vec>
+constexpr int dot_cols() {
+  return MR * 8 <= Vec::kDotSums ? 8 : 4;
+}
+
+// acc[i][j] += a[i, :k_size] · w[j, :k_size], lane by lane.
 template <int MR, int NR, typename Vec, typename T>
 INLINE void accumulate_dots(typename Vec::V (&acc)[MR][NR], const T* a, int64_t a_stride, const T* const (&w)[NR],
                             int64_t k_size) {
@@ -88,208 +206,324 @@ INLINE void accumulate_dots(typename Vec::V (&acc)[MR][NR], const T* a, int64_t 
   }
 }
 
-// z[i, j] for MR rows from row and n <= NR columns from col.
+// The same for a run [begin, end) of one half of K, W's rows being col, col + 1, ... Past the n-th they are copies of
+// it, whose sums are dropped.
+template <int MR, int NR, typename Vec, typename T>
+INLINE void accumulate_half(typename Vec::V (&acc)[MR][NR], const Matrix<T>& a, const Matrix<T>& weight, int64_t row,
+                            int64_t col, int64_t n, int64_t begin, int64_t end) {
+  const T* w[NR];
+  UNROLL for (int j = 0; j < NR; ++j) w[j] = weight.data + (col + smaller(j, n - 1)) * weight.row_stride + begin;
+  accumulate_dots<MR, NR, Vec>(acc, a.data + row * a.row_stride + begin, a.row_stride, w, end - begin);
+}
+
+// z[i, j] += the run [begin, end) of the concatenated K, for MR rows from row and n <= NR columns from col.
 template <int MR, int NR, typename T>
-void dot_tile(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t n, const acc_t<T>* bias, acc_t<T>* z,
-              int64_t z_stride) {
+__attribute__((noinline)) void dot_tile(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t n, int64_t begin, int64_t end,
+                     acc_t<T>* z, int64_t z_stride) {
   using Vec = typename VecOf<T>::type;
   typename Vec::V acc[MR][NR];
   UNROLL for (int i = 0; i < MR; ++i) {
     UNROLL for (int j = 0; j < NR; ++j) acc[i][j] = Vec::zero();
   }
-  // Columns past the last are computed as copies of it, and dropped.
-  const T* w[NR];
-  UNROLL for (int j = 0; j < NR; ++j) {
-    w[j] = p.weight_ih.data + (col + smaller(j, n - 1)) * p.weight_ih.row_stride;
-  }
-  accumulate_dots<MR, NR, Vec>(acc, p.input.data + row * p.input.row_stride, p.input.row_stride, w, p.input_size);
-  if (p.hx.data) {
-    UNROLL for (int j = 0; j < NR; ++j) {
-      w[j] = p.weight_hh.data + (col + smaller(j, n - 1)) * p.weight_hh.row_stride;
-    }
-    accumulate_dots<MR, NR, Vec>(acc, p.hx.data + row * p.hx.row_stride, p.hx.row_stride, w, p.hidden_size);
-  }
+  const int64_t I = p.input_size;
+  if (begin < I) accumulate_half<MR, NR, Vec>(acc, p.input, p.weight_ih, row, col, n, begin, smaller(end, I));
+  if (end > I) accumulate_half<MR, NR, Vec>(acc, p.hx, p.weight_hh, row, col, n, begin < I ? 0 : begin - I, end - I);
   UNROLL for (int i = 0; i < MR; ++i) {
     acc_t<T> sums[NR];
     UNROLL for (int j = 0; j < NR; j += 4) Vec::sum4(&acc[i][j], sums + j);
-    for (int j = 0; j < n; ++j) z[i * z_stride + j] = sums[j] + bias[j];
-  }
-}
-
-// The columns of z for MR rows.
-template <int MR, int NR, typename T>
-void dot_rows(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t cols, const acc_t<T>* bias, acc_t<T>* z,
-              int64_t z_stride) {
-  for (int64_t j = 0; j < cols; j += NR) {
-    dot_tile<MR, NR>(p, row, col + j, smaller(NR, cols - j), bias + j, z + j, z_stride);
-  }
-}
-
-template <typename T>
-void forward_block(const ForwardParams<T>& p, int64_t row, int64_t rows, int64_t col, int64_t cols,
-                   const acc_t<T>* bias) {
-  alignas(64) acc_t<T> z[kBlockSize];
-  int64_t i = 0;
-  // A tile of four columns of W stays in L1 while the block's rows pass by it.
-  for (int64_t j = 0; j < cols; j += 4) {
-    for (i = 0; i + 4 <= rows; i += 4) {
-      dot_tile<4, 4>(p, row + i, col + j, smaller(4, cols - j), bias + j, z + i * cols + j, cols);
+    if (n == NR) {
+      UNROLL for (int j = 0; j < NR; ++j) z[i * z_stride + j] += sums[j];
+    } else {
+      for (int64_t j = 0; j < n; ++j) z[i * z_stride + j] += sums[j];
     }
   }
-  switch (rows - i) {
-    case 3:
-      dot_rows<3, 4>(p, row + i, col, cols, bias, z + i * cols, cols);
-      break;
-    case 2:
-      dot_rows<2, 4>(p, row + i, col, cols, bias, z + i * cols, cols);
-      break;
-    case 1:
-      dot_rows<1, 8>(p, row + i, col, cols, bias, z + i * cols, cols);
-      break;
+}
+
+// MR rows of a chunk of columns: z, then the output.
+template <int MR, typename T>
+void forward_rows(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t cols, const acc_t<T>* bias) {
+  constexpr int NR = dot_cols<MR, typename VecOf<T>::type>();
+  constexpr int64_t kDotRun = kDotRunBytes / sizeof(T);
+  acc_t<T> z[MR * kMaxChunk];
+  for (int i = 0; i < MR; ++i) {
+    for (int64_t j = 0; j < cols; ++j) z[i * cols + j] = bias[j];
+  }
+  const int64_t K = p.input_size + (p.hx.data ? p.hidden_size : 0);
+  for (int64_t k = 0; k < K; k += kDotRun) {
+    for (int64_t j = 0; j < cols; j += NR) {
+      dot_tile<MR, NR>(p, row, col + j, smaller(NR, cols - j), k, smaller(k + kDotRun, K), z + j, cols);
+    }
   }
   T* output = p.output + row * p.hidden_size + col;
-  if (cols == p.hidden_size) {  // the block is one run of the output
-    activate_run(p.nonlinearity, z, output, rows * cols);
+  if (cols == p.hidden_size) {  // the rows are one run of the output
+    activate_run(p.nonlinearity, z, output, MR * cols);
   } else {
-    for (i = 0; i < rows; ++i) activate_run(p.nonlinearity, z + i * cols, output + i * p.hidden_size, cols);
+    for (int i = 0; i < MR; ++i) activate_run(p.nonlinearity, z + i * cols, output + i * p.hidden_size, cols);
   }
 }
 
 template <typename T>
-void forward(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
-  for (int64_t col = col_begin; col < col_end; col += kBlockCols) {
-    const int64_t cols = smaller(kBlockCols, col_end - col);
-    acc_t<T> bias[kBlockCols];
-    for (int64_t j = 0; j < cols; ++j) {
-      bias[j] = p.bias_ih ? static_cast<acc_t<T>>(p.bias_ih[col + j]) : 0;
-      if (p.bias_hh) bias[j] += static_cast<acc_t<T>>(p.bias_hh[col + j]);
-    }
-    for (int64_t row = row_begin; row < row_end; row += kBlockRows) {
-      forward_block(p, row, smaller(kBlockRows, row_end - row), col, cols, bias);
+void forward_few(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
+  constexpr int kRows = VecOf<T>::type::kDotRows;
+  const int64_t K = p.input_size + (p.hx.data ? p.hidden_size : 0);
+  const int64_t fitting = kChunkBytes / static_cast<int64_t>(sizeof(T)) / (K + 1) / 8 * 8;
+  const int64_t chunk = fitting < 32 ? 32 : smaller(fitting, kMaxChunk);
+  for (int64_t col = col_begin; col < col_end; col += chunk) {
+    const int64_t cols = smaller(chunk, col_end - col);
+    acc_t<T> bias[kMaxChunk];
+    add_biases(p, col, cols, bias);
+    // Tiles of nearly equal height: 8 rows are 4 + 4, not 6 + 2.
+    for (int64_t row = row_begin; row < row_end;) {
+      const int64_t left = row_end - row, tiles = (left + kRows - 1) / kRows, rows = (left + tiles - 1) / tiles;
+      switch (rows) {
+        case 1:
+          forward_rows<1>(p, row, col, cols, bias);
+          break;
+        case 2:
+          forward_rows<2>(p, row, col, cols, bias);
+          break;
+        case 3:
+          forward_rows<3>(p, row, col, cols, bias);
+          break;
+        case 4:
+          forward_rows<smaller_int(4, kRows)>(p, row, col, cols, bias);
+          break;
+        case 5:
+          forward_rows<smaller_int(5, kRows)>(p, row, col, cols, bias);
+          break;
+        case 6:
+          forward_rows<smaller_int(6, kRows)>(p, row, col, cols, bias);
+          break;
+      }
+      row += rows;
     }
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------ backward
+// -------------------------------------------------------------------------------------------------- forward, many rows
 
-// One vector of columns of dz, and its sum over the batch. n: the columns in it, the last vector being partial.
-template <Nonlinearity kind, bool partial, typename T>
-INLINE void grad_z_column(const BackwardParams<T>& p, acc_t<T>* dz, int64_t col, int64_t n) {
+// packed[k, b] = x[b, k] for rows <= NV vectors of rows; zeros where there are fewer.
+template <int NV, typename T>
+void pack_transposed(const T* x, int64_t x_stride, int64_t rows, int64_t steps, acc_t<T>* packed) {
   using Vec = typename VecOf<T>::type;
-  using V = typename Vec::V;
-  // A cascade: every sum is of at most kRun terms, since the rounding error of a long running sum grows with its length.
-  constexpr int64_t kRun = 16;
-  constexpr int kLevels = 4;
-  V sums[kLevels];
-  UNROLL for (int level = 0; level < kLevels; ++level) sums[level] = Vec::zero();
-  for (int64_t b = 0; b < p.batch;) {
-    for (const int64_t run_end = smaller(b + kRun, p.batch); b < run_end; ++b) {
-      const T* grad = p.grad_output.data + b * p.grad_output.row_stride + col;
-      const T* y = p.output.data + b * p.output.row_stride + col;
-      acc_t<T>* out = dz + b * p.hidden_size + col;
-      if (partial) {
-        const V d = activation_grad<kind, Vec>(Vec::load(grad, n), Vec::load(y, n));
-        sums[0] += d;
-        Vec::store(out, d, n);
-      } else {
-        const V d = activation_grad<kind, Vec>(Vec::load(grad), Vec::load(y));
-        sums[0] += d;
-        Vec::store(out, d);
+  constexpr int kLanes = Vec::kLanes;
+  for (int64_t k = 0; k < steps; k += kLanes) {
+    const int64_t n = smaller(kLanes, steps - k);
+    for (int j = 0; j < NV; ++j) {
+      typename Vec::V v[kLanes];
+      UNROLL for (int i = 0; i < kLanes; ++i) {
+        const int64_t b = j * kLanes + i;
+        const T* from = x + b * x_stride + k;
+        v[i] = b >= rows ? Vec::zero() : n == kLanes ? Vec::load(from) : Vec::load(from, n);
+      }
+      Vec::transpose(v);
+      acc_t<T>* to = packed + k * NV * kLanes + j * kLanes;
+      UNROLL for (int i = 0; i < kLanes; ++i) {
+        if (i < n) Vec::store(to + i * NV * kLanes, v[i]);
       }
     }
-    int64_t runs = b;
-    for (int level = 1; level < kLevels && runs % kRun == 0; ++level, runs /= kRun) {
-      sums[level] += sums[level - 1];
-      sums[level - 1] = Vec::zero();
+  }
+}
+
+// output = f(zᵀ + bias) for rows <= NV vectors of rows, zᵀ (cols, NV vectors).
+template <int NV, typename T>
+void finish_transposed(const ForwardParams<T>& p, const acc_t<T>* zt, int64_t row, int64_t rows, int64_t col,
+                       int64_t cols) {
+  using Vec = typename VecOf<T>::type;
+  using S = acc_t<T>;
+  constexpr int kLanes = Vec::kLanes;
+  constexpr int kWidth = NV * kLanes;
+  constexpr int kChunk = 64;
+  for (int64_t chunk = 0; chunk < cols; chunk += kChunk) {
+    const int64_t n = smaller(kChunk, cols - chunk);
+    S bias[kChunk] = {};
+    alignas(64) S z[kWidth * kChunk];
+    add_biases(p, col + chunk, n, bias);
+    for (int64_t c = 0; c < n; c += kLanes) {
+      const typename Vec::V bias_v = Vec::load(bias + c);
+      for (int j = 0; j < NV; ++j) {
+        typename Vec::V v[kLanes];
+        UNROLL for (int i = 0; i < kLanes; ++i) {
+          v[i] = Vec::load(zt + (chunk + smaller(c + i, n - 1)) * kWidth + j * kLanes);
+        }
+        Vec::transpose(v);
+        UNROLL for (int i = 0; i < kLanes; ++i) Vec::store(z + (j * kLanes + i) * kChunk + c, v[i] + bias_v);
+      }
+    }
+    for (int64_t b = 0; b < rows; ++b) {
+      activate_run(p.nonlinearity, z + b * kChunk, p.output + (row + b) * p.hidden_size + col + chunk, n);
     }
   }
-  const V total = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  if (p.grad_bias) Vec::store(p.grad_bias + col, total, n);
 }
 
-template <Nonlinearity kind, typename T>
-void grad_z_columns(const BackwardParams<T>& p, acc_t<T>* dz, int64_t col_begin, int64_t col_end) {
-  constexpr int kLanes = VecOf<T>::type::kLanes;
-  int64_t col = col_begin;
-  for (; col + kLanes <= col_end; col += kLanes) grad_z_column<kind, false>(p, dz, col, kLanes);
-  if (col < col_end) grad_z_column<kind, true>(p, dz, col, col_end - col);
-}
-
-template <typename T>
-void grad_z(const BackwardParams<T>& p, acc_t<T>* dz, int64_t col_begin, int64_t col_end) {
-  switch (p.nonlinearity) {
-    case Nonlinearity::kTanh:
-      return grad_z_columns<Nonlinearity::kTanh>(p, dz, col_begin, col_end);
-    case Nonlinearity::kRelu:
-      return grad_z_columns<Nonlinearity::kRelu>(p, dz, col_begin, col_end);
-    case Nonlinearity::kSigmoid:
-      return grad_z_columns<Nonlinearity::kSigmoid>(p, dz, col_begin, col_end);
+// NV vectors of rows, of which rows are there.
+template <int NV, typename T>
+void forward_panel(const ForwardParams<T>& p, int64_t row, int64_t rows, int64_t col_begin, int64_t col_end) {
+  using S = acc_t<T>;
+  constexpr int kWidth = NV * VecOf<T>::type::kLanes;
+  S totals[kBlock * kWidth];
+  alignas(64) S packed[kRun * kWidth];
+  for (int64_t col = col_begin; col < col_end; col += kBlock) {
+    const int64_t cols = smaller(kBlock, col_end - col);
+    bool first = true;
+    const auto add_half = [&](const Matrix<T>& a, const Matrix<T>& weight, int64_t k_size) {
+      for (int64_t k = 0; k < k_size; k += kRun) {
+        const int64_t steps = smaller(kRun, k_size - k);
+        pack_transposed<NV>(a.data + row * a.row_stride + k, a.row_stride, rows, steps, packed);
+        const Panel<T, S, T> panel = {weight.data + col * weight.row_stride + k, weight.row_stride, 1, packed, kWidth,
+                                      steps, totals, first, nullptr, 0};
+        outer_panel<NV, false, true>(panel, cols, 0);
+        first = false;
+      }
+    };
+    add_half(p.input, p.weight_ih, p.input_size);
+    if (p.hx.data) add_half(p.hx, p.weight_hh, p.hidden_size);
+    if (first) __builtin_memset(totals, 0, sizeof(totals));
+    finish_transposed<NV>(p, totals, row, rows, col, cols);
   }
 }
 
-// MR rows and NV vectors of columns of C = A M; of the last vector n columns where partial.
-template <int MR, int NV, bool partial, typename T>
-void product_tile(const Product<T>& g, int64_t row, int64_t col, int64_t n) {
+// ------------------------------------------------------------------------------------------------------------- forward
+
+template <typename T>
+void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t col_begin, int64_t col_end) {
+  constexpr int kLanes = VecOf<T>::type::kLanes;
+  // A panel's cost is that of its full width: taken where at most a fifth would be lost. Transposing needs enough
+  // columns to be worth it.
+  if (col_end - col_begin >= kPanelCols) {
+    for (; (row_end - row) * 5 >= 2 * kLanes * 4; row += 2 * kLanes) {
+      forward_panel<2>(p, row, smaller(2 * kLanes, row_end - row), col_begin, col_end);
+    }
+    for (; (row_end - row) * 5 >= kLanes * 4; row += kLanes) {
+      forward_panel<1>(p, row, smaller(kLanes, row_end - row), col_begin, col_end);
+    }
+  }
+  if (row < row_end) forward_few(p, row, row_end, col_begin, col_end);
+}
+
+// ------------------------------------------------------------------------------------------------------ backward: dz
+
+// dz for NV vectors of columns, and its sums over the batch. partial: the last vector has n columns.
+template <Nonlinearity kind, int NV, bool partial, typename T>
+void grad_z_strip(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col, int64_t n) {
   using Vec = typename VecOf<T>::type;
   using V = typename Vec::V;
   constexpr int kLanes = Vec::kLanes;
-  constexpr int64_t kRun = 256;  // two levels of sums, for the same reason as in grad_z_column
-  V total[MR][NV];
-  for (int64_t run = 0; run == 0 || run < g.inner; run += kRun) {
-    V acc[MR][NV];
-    UNROLL for (int i = 0; i < MR; ++i) {
-      UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::zero();
+  // A cascade: every sum is of at most 16 terms, since the rounding error of a long running sum grows with its length.
+  constexpr int64_t kRunRows = 16;
+  constexpr int kLevels = 4;
+  V sums[kLevels][NV];
+  UNROLL for (int level = 0; level < kLevels; ++level) {
+    UNROLL for (int j = 0; j < NV; ++j) sums[level][j] = Vec::zero();
+  }
+  for (int64_t b = 0; b < p.batch;) {
+    V run[NV];
+    UNROLL for (int j = 0; j < NV; ++j) run[j] = Vec::zero();
+    for (const int64_t run_end = smaller(b + kRunRows, p.batch); b < run_end; ++b) {
+      const T* grad = p.grad_output.data + b * p.grad_output.row_stride + col;
+      const T* y = p.output.data + b * p.output.row_stride + col;
+      acc_t<T>* out = dz + b * dz_stride + col;
+      UNROLL for (int j = 0; j < NV; ++j, grad += kLanes, y += kLanes, out += kLanes) {
+        if (partial && j == NV - 1) {
+          const V d = activation_grad<kind, Vec>(Vec::load(grad, n), Vec::load(y, n));
+          run[j] += d;
+          Vec::store(out, d, n);
+        } else {
+          const V d = activation_grad<kind, Vec>(Vec::load(grad), Vec::load(y));
+          run[j] += d;
+          Vec::store(out, d);
+        }
+      }
     }
-    const int64_t steps = smaller(kRun, g.inner - run);
-    const acc_t<T>* a = g.a + row * g.a_row_stride + run * g.a_col_stride;
-    const T* m = g.m + run * g.m_stride + col;
-    for (int64_t k = 0; k < steps; ++k, a += g.a_col_stride, m += g.m_stride) {
-      V mv[NV];
+    UNROLL for (int j = 0; j < NV; ++j) sums[0][j] += run[j];
+    int64_t runs = b / kRunRows;
+    for (int level = 1; level < kLevels && runs % kRunRows == 0; ++level, runs /= kRunRows) {
       UNROLL for (int j = 0; j < NV; ++j) {
-        mv[j] = partial && j == NV - 1 ? Vec::load(m + j * kLanes, n) : Vec::load(m + j * kLanes);
+        sums[level][j] += sums[level - 1][j];
+        sums[level - 1][j] = Vec::zero();
       }
-      UNROLL for (int i = 0; i < MR; ++i) {
-        const V av = Vec::set(a[i * g.a_row_stride]);
-        UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::fma(av, mv[j], acc[i][j]);
-      }
-    }
-    UNROLL for (int i = 0; i < MR; ++i) {
-      UNROLL for (int j = 0; j < NV; ++j) total[i][j] = run == 0 ? acc[i][j] : total[i][j] + acc[i][j];
     }
   }
-  UNROLL for (int i = 0; i < MR; ++i) {
-    T* c = g.c + (row + i) * g.c_stride + col;
-    UNROLL for (int j = 0; j < NV; ++j) {
-      if (partial && j == NV - 1) {
-        Vec::store(c + j * kLanes, total[i][j], n);
-      } else {
-        Vec::store(c + j * kLanes, total[i][j]);
-      }
+  if (!p.grad_bias) return;
+  UNROLL for (int j = 0; j < NV; ++j) {
+    const V total = (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
+    if (partial && j == NV - 1) {
+      Vec::store(p.grad_bias + col + j * kLanes, total, n);
+    } else {
+      Vec::store(p.grad_bias + col + j * kLanes, total);
     }
   }
 }
 
+template <Nonlinearity kind, typename T>
+void grad_z_columns(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col, int64_t col_end) {
+  constexpr int kLanes = VecOf<T>::type::kLanes;
+  for (; col + 4 * kLanes <= col_end; col += 4 * kLanes) grad_z_strip<kind, 4, false>(p, dz, dz_stride, col, kLanes);
+  for (; col + kLanes <= col_end; col += kLanes) grad_z_strip<kind, 1, false>(p, dz, dz_stride, col, kLanes);
+  if (col < col_end) grad_z_strip<kind, 1, true>(p, dz, dz_stride, col, col_end - col);
+}
+
+template <typename T>
+void grad_z(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col_begin, int64_t col_end) {
+  switch (p.nonlinearity) {
+    case Nonlinearity::kTanh:
+      return grad_z_columns<Nonlinearity::kTanh>(p, dz, dz_stride, col_begin, col_end);
+    case Nonlinearity::kRelu:
+      return grad_z_columns<Nonlinearity::kRelu>(p, dz, dz_stride, col_begin, col_end);
+    case Nonlinearity::kSigmoid:
+      return grad_z_columns<Nonlinearity::kSigmoid>(p, dz, dz_stride, col_begin, col_end);
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ backward: products
+
+// One panel of a block of C.
 template <int NV, bool partial, typename T>
-void product_rows(const Product<T>& g, int64_t row, int64_t row_end, int64_t col, int64_t n) {
-  constexpr int kRows = VecOf<T>::type::kProductRows;
-  for (; row + kRows <= row_end; row += kRows) product_tile<kRows, NV, partial>(g, row, col, n);
-  if (kRows > 8 && row + 8 <= row_end) product_tile<8, NV, partial>(g, row, col, n), row += 8;
-  if (row + 4 <= row_end) product_tile<4, NV, partial>(g, row, col, n), row += 4;
-  if (row + 2 <= row_end) product_tile<2, NV, partial>(g, row, col, n), row += 2;
-  if (row < row_end) product_tile<1, NV, partial>(g, row, col, n);
+void product_panel(const Product<T>& g, int64_t row, int64_t rows, int64_t col, int64_t n) {
+  using Vec = typename VecOf<T>::type;
+  using S = acc_t<T>;
+  constexpr int kLanes = Vec::kLanes;
+  constexpr int kWidth = NV * kLanes;
+  S totals[kBlock * kWidth];
+  alignas(64) S packed[kRun * kWidth];
+  const S* a = g.a + row * g.a_row_stride;
+  T* c = g.c + row * g.c_stride + col;
+  for (int64_t k = 0; k == 0 || k < g.inner; k += kRun, a += kRun * g.a_col_stride) {
+    const int64_t steps = smaller(kRun, g.inner - k);
+    const T* m = g.m + k * g.m_stride + col;
+    T* c_if_last = k + kRun >= g.inner ? c : nullptr;
+    if (rows < kPackRows) {
+      const Panel<S, T, T> panel = {a,      g.a_row_stride, g.a_col_stride, m,         g.m_stride, steps,
+                                    totals, k == 0,         c_if_last,      g.c_stride};
+      outer_panel<NV, partial, false>(panel, rows, n);
+      continue;
+    }
+    for (int64_t i = 0; i < steps; ++i, m += g.m_stride) {
+      UNROLL for (int j = 0; j < NV; ++j) {
+        const bool cut = partial && j == NV - 1;
+        Vec::store(packed + i * kWidth + j * kLanes, cut ? Vec::load(m + j * kLanes, n) : Vec::load(m + j * kLanes));
+      }
+    }
+    const Panel<S, S, T> panel = {a,      g.a_row_stride, g.a_col_stride, packed,    kWidth, steps,
+                                  totals, k == 0,         c_if_last,      g.c_stride};
+    outer_panel<NV, partial, true>(panel, rows, n);
+  }
 }
 
 template <typename T>
 void product(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
   constexpr int kLanes = VecOf<T>::type::kLanes;
-  int64_t col = col_begin;
-  for (; col + 2 * kLanes <= col_end; col += 2 * kLanes) product_rows<2, false>(g, row_begin, row_end, col, kLanes);
-  if (col + kLanes < col_end) {
-    product_rows<2, true>(g, row_begin, row_end, col, col_end - col - kLanes);
-  } else if (col + kLanes == col_end) {
-    product_rows<1, false>(g, row_begin, row_end, col, kLanes);
-  } else if (col < col_end) {
-    product_rows<1, true>(g, row_begin, row_end, col, col_end - col);
+  for (int64_t row = row_begin; row < row_end; row += kBlock) {
+    const int64_t rows = smaller(kBlock, row_end - row);
+    int64_t col = col_begin;
+    for (; col + 2 * kLanes <= col_end; col += 2 * kLanes) product_panel<2, false>(g, row, rows, col, kLanes);
+    if (col + kLanes < col_end) {
+      product_panel<2, true>(g, row, rows, col, col_end - col - kLanes);
+    } else if (col + kLanes == col_end) {
+      product_panel<1, false>(g, row, rows, col, kLanes);
+    } else if (col < col_end) {
+      product_panel<1, true>(g, row, rows, col, col_end - col);
+    }
   }
 }
 

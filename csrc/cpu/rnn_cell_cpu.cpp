@@ -58,32 +58,17 @@ const Kernels<c10::Half>& kernels() {
 // Multiply-adds below which waking other threads costs more than they save.
 constexpr int64_t kSerialWork = 1 << 18;
 
-// Calls f(row_begin, row_end, col_begin, col_end) over blocks of a (rows, cols) output, each multiply_adds long. The
-// blocks' edges are multiples of a tile's sides, so no tile is cut by a thread's share.
+// Calls f(begin, end) on runs of 0..size, a multiple of tile long, in several threads where the multiply-adds (each, of
+// one element) are worth it.
 template <typename F>
-void parallel_blocks(int64_t rows, int64_t cols, int64_t multiply_adds_each, const F& f) {
-  if (rows == 0 || cols == 0) return;
-  const int64_t work = rows * cols * std::max<int64_t>(multiply_adds_each, 1);
-  if (work < kSerialWork || at::get_num_threads() == 1 || at::in_parallel_region()) return f(0, rows, 0, cols);
-  constexpr int64_t kRowTile = 12, kColTile = 64;
-  const int64_t row_tiles = (rows + kRowTile - 1) / kRowTile, col_tiles = (cols + kColTile - 1) / kColTile;
-  const bool by_columns = col_tiles >= row_tiles;
-  const int64_t tiles = by_columns ? col_tiles : row_tiles;
+void parallel_runs(int64_t size, int64_t tile, int64_t multiply_adds_each, const F& f) {
+  if (size == 0) return;
+  const int64_t work = size * multiply_adds_each;
+  if (work < kSerialWork) return f(0, size);
+  const int64_t tiles = (size + tile - 1) / tile;
   const int64_t grain = std::max<int64_t>(1, kSerialWork / 2 / (work / tiles + 1));
-  at::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) {
-    if (by_columns) {
-      f(0, rows, begin * kColTile, std::min(end * kColTile, cols));
-    } else {
-      f(begin * kRowTile, std::min(end * kRowTile, rows), 0, cols);
-    }
-  });
-}
-
-template <typename T>
-void parallel_product(const Product<T>& g) {
-  parallel_blocks(g.rows, g.cols, g.inner, [&](int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
-    kernels<T>().product(g, row_begin, row_end, col_begin, col_end);
-  });
+  at::parallel_for(0, tiles, grain,
+                   [&](int64_t begin, int64_t end) { f(begin * tile, std::min(end * tile, size)); });
 }
 
 }  // namespace
@@ -92,40 +77,54 @@ const char* cpu_capability() { return table().capability; }
 
 template <typename T>
 void rnn_cell_forward(const ForwardParams<T>& p) {
-  const int64_t inner = p.input_size + (p.hx.data ? p.hidden_size : 0);
-  parallel_blocks(p.batch, p.hidden_size, inner,
-                  [&](int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
-                    kernels<T>().forward(p, row_begin, row_end, col_begin, col_end);
-                  });
+  const int64_t B = p.batch, H = p.hidden_size;
+  const int64_t K = p.input_size + (p.hx.data ? H : 0);
+  // The longer side is cut: then the threads share the smaller operand, and each reads its own part of the larger.
+  if (H >= B) {
+    parallel_runs(H, 16, B * (K + 1), [&](int64_t begin, int64_t end) { kernels<T>().forward(p, 0, B, begin, end); });
+  } else {
+    parallel_runs(B, 12, H * (K + 1), [&](int64_t begin, int64_t end) { kernels<T>().forward(p, begin, end, 0, H); });
+  }
 }
 
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p) {
   using S = acc_t<T>;
   const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
-  // dz is used up to four times: computed once, in the accumulation type.
+  // dz is used up to four times: computed once, in the accumulation type. Rows a large power of two apart would
+  // compete for the same lines of the cache.
+  const int64_t dz_stride = H % 256 == 0 ? H + 64 / sizeof(S) : H;
   constexpr int64_t kStackSize = 1024;
   S on_stack[kStackSize];
-  std::unique_ptr<S[]> on_heap(B * H > kStackSize ? new S[B * H] : nullptr);
+  std::unique_ptr<S[]> on_heap(B * dz_stride > kStackSize ? new S[B * dz_stride] : nullptr);
   S* dz = on_heap ? on_heap.get() : on_stack;
-  parallel_blocks(1, H, B, [&](int64_t, int64_t, int64_t col_begin, int64_t col_end) {
-    kernels<T>().grad_z(p, dz, col_begin, col_end);
-  });
+  parallel_runs(H, 64, 8 * B, [&](int64_t begin, int64_t end) { kernels<T>().grad_z(p, dz, dz_stride, begin, end); });
 
-  const auto grad_data = [&](const Matrix<T>& weight, T* grad, int64_t N) {
-    if (grad) parallel_product<T>({dz, H, 1, weight.data, weight.row_stride, grad, N, B, N, H});
+  // Up to four products, a column of each being as much work as of any other: one list of panels for all threads.
+  Product<T> products[4];
+  int64_t first_panel[5] = {0};
+  int n = 0;
+  constexpr int64_t kPanel = 32;
+  const auto add = [&](const Product<T>& g) {
+    if (g.c == nullptr || g.rows == 0 || g.cols == 0) return;
+    first_panel[n + 1] = first_panel[n] + (g.cols + kPanel - 1) / kPanel;
+    products[n++] = g;
   };
-  const auto grad_weight = [&](const Matrix<T>& operand, T* grad, int64_t N) {
-    if (grad) parallel_product<T>({dz, 1, H, operand.data, operand.row_stride, grad, N, H, N, B});
-  };
-  grad_data(p.weight_ih, p.grad_input, I);
-  grad_data(p.weight_hh, p.grad_hx, H);
-  grad_weight(p.input, p.grad_weight_ih, I);
+  add({dz, dz_stride, 1, p.weight_ih.data, p.weight_ih.row_stride, p.grad_input, I, B, I, H});
+  add({dz, dz_stride, 1, p.weight_hh.data, p.weight_hh.row_stride, p.grad_hx, H, B, H, H});
+  add({dz, 1, dz_stride, p.input.data, p.input.row_stride, p.grad_weight_ih, I, H, I, B});
   if (p.hx.data) {
-    grad_weight(p.hx, p.grad_weight_hh, H);
+    add({dz, 1, dz_stride, p.hx.data, p.hx.row_stride, p.grad_weight_hh, H, H, H, B});
   } else if (p.grad_weight_hh) {
     std::memset(static_cast<void*>(p.grad_weight_hh), 0, H * H * sizeof(T));
   }
+  parallel_runs(first_panel[n], 1, B * H * kPanel, [&](int64_t begin, int64_t end) {
+    for (int i = 0; i < n; ++i) {
+      const int64_t col_begin = std::max<int64_t>(begin - first_panel[i], 0) * kPanel;
+      const int64_t col_end = std::min((end - first_panel[i]) * kPanel, products[i].cols);
+      if (col_begin < col_end) kernels<T>().product(products[i], 0, products[i].rows, col_begin, col_end);
+    }
+  });
 }
 
 template void rnn_cell_forward(const ForwardParams<float>&);

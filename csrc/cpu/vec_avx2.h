@@ -5,7 +5,8 @@ struct VecF32 {
   using S = float;
   using V = __m256;
   static constexpr int kLanes = 8;
-  static constexpr int kProductRows = 6;
+  static constexpr int kDotRows = 3, kDotSums = 12;  // of a tile of dot products
+  static constexpr int kOuterRows = 6;                // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return _mm256_setzero_ps(); }
   static INLINE V set(float x) { return _mm256_set1_ps(x); }
@@ -72,13 +73,33 @@ struct VecF32 {
     const V abcd = _mm256_add_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
   }
+
+  static INLINE void transpose(V (&v)[8]) {
+    V t[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+      t[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 8; i += 4) {
+      v[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+      v[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+      v[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      v[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    UNROLL for (int c = 0; c < 4; ++c) {
+      t[c] = _mm256_permute2f128_ps(v[c], v[4 + c], 0x20);
+      t[4 + c] = _mm256_permute2f128_ps(v[c], v[4 + c], 0x31);
+    }
+    UNROLL for (int i = 0; i < 8; ++i) v[i] = t[i];
+  }
 };
 
 struct VecF64 {
   using S = double;
   using V = __m256d;
   static constexpr int kLanes = 4;
-  static constexpr int kProductRows = 6;
+  static constexpr int kDotRows = 3, kDotSums = 12;  // of a tile of dot products
+  static constexpr int kOuterRows = 6;                // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return _mm256_setzero_pd(); }
   static INLINE V set(double x) { return _mm256_set1_pd(x); }
@@ -102,5 +123,17 @@ struct VecF64 {
     const V ab = _mm256_add_pd(_mm256_unpacklo_pd(v[0], v[1]), _mm256_unpackhi_pd(v[0], v[1]));
     const V cd = _mm256_add_pd(_mm256_unpacklo_pd(v[2], v[3]), _mm256_unpackhi_pd(v[2], v[3]));
     _mm256_storeu_pd(sums, _mm256_add_pd(_mm256_permute2f128_pd(ab, cd, 0x20), _mm256_permute2f128_pd(ab, cd, 0x31)));
+  }
+
+  static INLINE void transpose(V (&v)[4]) {
+    V t[4];
+    UNROLL for (int i = 0; i < 4; i += 2) {
+      t[i] = _mm256_unpacklo_pd(v[i], v[i + 1]);
+      t[i + 1] = _mm256_unpackhi_pd(v[i], v[i + 1]);
+    }
+    UNROLL for (int c = 0; c < 2; ++c) {
+      v[c] = _mm256_permute2f128_pd(t[c], t[2 + c], 0x20);
+      v[2 + c] = _mm256_permute2f128_pd(t[c], t[2 + c], 0x31);
+    }
   }
 };

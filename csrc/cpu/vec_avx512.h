@@ -5,7 +5,8 @@ struct VecF32 {
   using S = float;
   using V = __m512;
   static constexpr int kLanes = 16;
-  static constexpr int kProductRows = 12;
+  static constexpr int kDotRows = 6, kDotSums = 24;  // of a tile of dot products
+  static constexpr int kOuterRows = 12;                // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return _mm512_setzero_ps(); }
   static INLINE V set(float x) { return _mm512_set1_ps(x); }
@@ -64,13 +65,41 @@ struct VecF32 {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
   }
+
+  static INLINE void transpose(V (&v)[16]) {
+    V t[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+      t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) {
+      v[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+      v[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xee);
+      v[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+      v[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    // v[4g + c] holds columns c, 4 + c, 8 + c, 12 + c of rows 4g to 4g + 3: a transpose of 4×4 blocks remains.
+    UNROLL for (int c = 0; c < 4; ++c) {
+      t[c] = _mm512_shuffle_f32x4(v[c], v[4 + c], 0x88);
+      t[4 + c] = _mm512_shuffle_f32x4(v[c], v[4 + c], 0xdd);
+      t[8 + c] = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0x88);
+      t[12 + c] = _mm512_shuffle_f32x4(v[8 + c], v[12 + c], 0xdd);
+    }
+    UNROLL for (int c = 0; c < 4; ++c) {
+      v[c] = _mm512_shuffle_f32x4(t[c], t[8 + c], 0x88);
+      v[4 + c] = _mm512_shuffle_f32x4(t[4 + c], t[12 + c], 0x88);
+      v[8 + c] = _mm512_shuffle_f32x4(t[c], t[8 + c], 0xdd);
+      v[12 + c] = _mm512_shuffle_f32x4(t[4 + c], t[12 + c], 0xdd);
+    }
+  }
 };
 
 struct VecF64 {
   using S = double;
   using V = __m512d;
   static constexpr int kLanes = 8;
-  static constexpr int kProductRows = 12;
+  static constexpr int kDotRows = 6, kDotSums = 24;  // of a tile of dot products
+  static constexpr int kOuterRows = 12;                // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return _mm512_setzero_pd(); }
   static INLINE V set(double x) { return _mm512_set1_pd(x); }
@@ -95,5 +124,23 @@ struct VecF64 {
     const __m256d cd2 = _mm256_add_pd(_mm512_castpd512_pd256(cd), _mm512_extractf64x4_pd(cd, 1));
     _mm256_storeu_pd(sums,
                      _mm256_add_pd(_mm256_permute2f128_pd(ab2, cd2, 0x20), _mm256_permute2f128_pd(ab2, cd2, 0x31)));
+  }
+
+  static INLINE void transpose(V (&v)[8]) {
+    V t[8];
+    UNROLL for (int i = 0; i < 8; i += 2) {
+      t[i] = _mm512_unpacklo_pd(v[i], v[i + 1]);
+      t[i + 1] = _mm512_unpackhi_pd(v[i], v[i + 1]);
+    }
+    // t[2g + c] holds columns c, 2 + c, 4 + c, 6 + c of rows 2g and 2g + 1: a transpose of 2×2 blocks remains.
+    UNROLL for (int c = 0; c < 2; ++c) {
+      const V even_lo = _mm512_shuffle_f64x2(t[c], t[2 + c], 0x88), odd_lo = _mm512_shuffle_f64x2(t[c], t[2 + c], 0xdd);
+      const V even_hi = _mm512_shuffle_f64x2(t[4 + c], t[6 + c], 0x88);
+      const V odd_hi = _mm512_shuffle_f64x2(t[4 + c], t[6 + c], 0xdd);
+      v[c] = _mm512_shuffle_f64x2(even_lo, even_hi, 0x88);
+      v[2 + c] = _mm512_shuffle_f64x2(odd_lo, odd_hi, 0x88);
+      v[4 + c] = _mm512_shuffle_f64x2(even_lo, even_hi, 0xdd);
+      v[6 + c] = _mm512_shuffle_f64x2(odd_lo, odd_hi, 0xdd);
+    }
   }
 };

@@ -6,7 +6,8 @@ struct VecPortable {
   using S = Scalar;
   typedef S V __attribute__((vector_size(lanes * sizeof(S))));
   static constexpr int kLanes = lanes;
-  static constexpr int kProductRows = 4;
+  static constexpr int kDotRows = 3, kDotSums = 12;  // of a tile of dot products
+  static constexpr int kOuterRows = 4;                // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return V{}; }
   static INLINE V set(S x) { return V{} + x; }
@@ -57,6 +58,16 @@ struct VecPortable {
     for (int j = 0; j < 4; ++j) {
       sums[j] = v[j][0];
       for (int i = 1; i < kLanes; ++i) sums[j] += v[j][i];
+    }
+  }
+
+  static INLINE void transpose(V (&v)[kLanes]) {
+    for (int i = 0; i < kLanes; ++i) {
+      for (int j = 0; j < i; ++j) {
+        const S x = v[i][j];
+        v[i][j] = v[j][i];
+        v[j][i] = x;
+      }
     }
   }
 };
