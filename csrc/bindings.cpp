@@ -22,8 +22,8 @@ constexpr bool kCudaBuilt = false;
 
 using ForwardOp = Tensor(const Tensor&, const OptTensor&, const Tensor&, const Tensor&, const OptTensor&,
                          const OptTensor&, std::string_view);
-using BackwardOp = std::vector<Tensor>(const Tensor&, const Tensor&, const Tensor&, const OptTensor&, const Tensor&,
-                                       const Tensor&, std::string_view, OutputMask);
+using BackwardOp = std::vector<Tensor>(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&,
+                                       const OptTensor&, const OptTensor&, std::string_view, OutputMask);
 
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
@@ -48,8 +48,8 @@ Tensor rnn_cell(const Tensor& input, const OptTensor& hx, const Tensor& weight_i
   return op.call(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, name);
 }
 
-std::vector<Tensor> rnn_cell_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input,
-                                      const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+std::vector<Tensor> rnn_cell_backward(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
+                                      const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
                                       std::string_view nonlinearity, OutputMask output_mask) {
   static const auto op = find_op<BackwardOp>("rnn_ext::rnn_cell_backward");
   const py::gil_scoped_release no_gil;

@@ -77,18 +77,32 @@ Nonlinearity check_forward(const Tensor& input, const OptTensor& hx, const Tenso
   return parsed;
 }
 
-Nonlinearity check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input, const OptTensor& hx,
-                            const Tensor& weight_ih, const Tensor& weight_hh, std::string_view nonlinearity,
-                            OutputMask output_mask) {
-  const auto parsed = check_forward(input, hx, weight_ih, weight_hh, std::nullopt, std::nullopt, nonlinearity);
-  TORCH_CHECK(hx.has_value() || !output_mask[kGradHx], "the gradient of hx was asked for, but hx is None");
-  auto shape = input.sym_sizes().vec();
-  shape.back() = weight_hh.sym_size(1);
-  for (const auto& [tensor, name] : {std::pair{&output, "output"}, std::pair{&grad_output, "grad_output"}}) {
-    TORCH_CHECK(tensor->sym_sizes() == c10::SymIntArrayRef(shape), name, " must have shape ",
-                c10::SymIntArrayRef(shape), ", but got ", tensor->sym_sizes());
-    check_like(input, *tensor, name);
+Nonlinearity check_backward(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
+                            const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
+                            std::string_view nonlinearity, OutputMask output_mask) {
+  const auto parsed = parse_nonlinearity(nonlinearity);
+  TORCH_CHECK(output.dim() == 1 || output.dim() == 2, "output must be 1D or 2D, got ", output.dim(), "D instead");
+  const auto check_shape = [&](const Tensor& t, c10::SymIntArrayRef shape, const char* name) {
+    TORCH_CHECK(t.sym_sizes() == shape, name, " must have shape ", shape, ", but got ", t.sym_sizes());
+    check_like(output, t, name);
+  };
+  const auto hidden_size = output.sym_size(-1);
+  check_shape(grad_output, output.sym_sizes(), "grad_output");
+  if (hx.has_value()) check_shape(*hx, output.sym_sizes(), "hx");
+  if (weight_hh.has_value()) check_shape(*weight_hh, {hidden_size, hidden_size}, "weight_hh");
+  if (weight_ih.has_value()) {
+    TORCH_CHECK(weight_ih->dim() == 2, "weight_ih must be 2D, got ", weight_ih->dim(), "D instead");
+    check_shape(*weight_ih, {hidden_size, weight_ih->sym_size(1)}, "weight_ih");
   }
+  if (input.has_value()) {
+    TORCH_CHECK(input->dim() == output.dim(), "input must be ", output.dim(), "D, got ", input->dim(), "D instead");
+    auto shape = output.sym_sizes().vec();
+    shape.back() = (weight_ih.has_value() ? *weight_ih : *input).sym_size(-1);
+    check_shape(*input, shape, "input");
+  }
+  TORCH_CHECK(weight_ih.has_value() || !output_mask[kGradInput], "the gradient of input needs weight_ih");
+  TORCH_CHECK(weight_hh.has_value() || !output_mask[kGradHx], "the gradient of hx needs weight_hh");
+  TORCH_CHECK(input.has_value() || !output_mask[kGradWeightIh], "the gradient of weight_ih needs input");
   return parsed;
 }
 
@@ -98,16 +112,21 @@ Tensor empty_output(const Tensor& input, const Tensor& weight_hh) {
                           : at::empty_symint({input.sym_size(0), hidden_size}, input.options());
 }
 
-std::array<Tensor, kNumGradients> empty_gradients(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
-                                                  const Tensor& weight_hh, OutputMask output_mask) {
-  const auto empty = [&](c10::SymIntArrayRef shape) { return at::empty_symint(shape, input.options()); };
+std::array<Tensor, kNumGradients> empty_gradients(const Tensor& output, const OptTensor& input,
+                                                  const OptTensor& weight_ih, OutputMask output_mask) {
+  const auto empty = [&](c10::SymIntArrayRef shape) { return at::empty_symint(shape, output.options()); };
+  const auto hidden_size = output.sym_size(-1);
   std::array<Tensor, kNumGradients> gradients;
-  if (output_mask[kGradInput]) gradients[kGradInput] = empty(input.sym_sizes());
-  if (output_mask[kGradHx]) gradients[kGradHx] = empty(hx->sym_sizes());
-  if (output_mask[kGradWeightIh]) gradients[kGradWeightIh] = empty(weight_ih.sym_sizes());
-  if (output_mask[kGradWeightHh]) gradients[kGradWeightHh] = empty(weight_hh.sym_sizes());
-  if (output_mask[kGradBiasIh]) gradients[kGradBiasIh] = empty({weight_hh.sym_size(1)});
-  if (output_mask[kGradBiasHh]) gradients[kGradBiasHh] = empty({weight_hh.sym_size(1)});
+  if (output_mask[kGradInput]) {
+    auto shape = output.sym_sizes().vec();
+    shape.back() = weight_ih->sym_size(1);
+    gradients[kGradInput] = empty(shape);
+  }
+  if (output_mask[kGradHx]) gradients[kGradHx] = empty(output.sym_sizes());
+  if (output_mask[kGradWeightIh]) gradients[kGradWeightIh] = empty({hidden_size, input->sym_size(-1)});
+  if (output_mask[kGradWeightHh]) gradients[kGradWeightHh] = empty({hidden_size, hidden_size});
+  if (output_mask[kGradBiasIh]) gradients[kGradBiasIh] = empty({hidden_size});
+  if (output_mask[kGradBiasHh]) gradients[kGradBiasHh] = empty({hidden_size});
   return gradients;
 }
 
@@ -128,11 +147,11 @@ Tensor rnn_cell_meta(const Tensor& input, const OptTensor& hx, const Tensor& wei
   return empty_output(input, weight_hh);
 }
 
-std::vector<Tensor> rnn_cell_backward_meta(const Tensor& grad_output, const Tensor& output, const Tensor& input,
-                                           const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+std::vector<Tensor> rnn_cell_backward_meta(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
+                                           const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
                                            std::string_view nonlinearity, OutputMask output_mask) {
   check_backward(grad_output, output, input, hx, weight_ih, weight_hh, nonlinearity, output_mask);
-  return asked_gradients(empty_gradients(input, hx, weight_ih, weight_hh, output_mask));
+  return asked_gradients(empty_gradients(output, input, weight_ih, output_mask));
 }
 
 // nn.RNNCell is on autocast's low-precision list. The dtype is the one in force now (torch.library.register_autocast
@@ -157,8 +176,8 @@ TORCH_LIBRARY(rnn_ext, m) {
       "Tensor? bias_hh=None, str nonlinearity=\"tanh\") -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "rnn_cell_backward(Tensor grad_output, Tensor output, Tensor input, Tensor? hx, Tensor weight_ih, "
-      "Tensor weight_hh, str nonlinearity, bool[6] output_mask) -> Tensor[]",
+      "rnn_cell_backward(Tensor grad_output, Tensor output, Tensor? input, Tensor? hx, Tensor? weight_ih, "
+      "Tensor? weight_hh, str nonlinearity, bool[6] output_mask) -> Tensor[]",
       {at::Tag::pt2_compliant_tag});
 }
 

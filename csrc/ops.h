@@ -24,17 +24,18 @@ using OutputMask = std::array<bool, kNumGradients>;
 void check_sizes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh);
 
 // All that a kernel relies on, checked in nn.RNNCell's order and words: ranks, nonlinearity, sizes, then dtypes and
-// devices. Returns the nonlinearity of that name.
+// devices. Returns the nonlinearity of that name. The backward's operands may be absent where no asked gradient needs
+// them; an absent hx stands for zeros.
 Nonlinearity check_forward(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
                            const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity);
-Nonlinearity check_backward(const Tensor& grad_output, const Tensor& output, const Tensor& input, const OptTensor& hx,
-                            const Tensor& weight_ih, const Tensor& weight_hh, std::string_view nonlinearity,
-                            OutputMask output_mask);
+Nonlinearity check_backward(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
+                            const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
+                            std::string_view nonlinearity, OutputMask output_mask);
 
-// New tensors for the output and for the gradients that output_mask asks for (the others stay undefined).
+// A new tensor for the output, and for each gradient that output_mask asks for (the others stay undefined).
 Tensor empty_output(const Tensor& input, const Tensor& weight_hh);
-std::array<Tensor, kNumGradients> empty_gradients(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
-                                                  const Tensor& weight_hh, OutputMask output_mask);
+std::array<Tensor, kNumGradients> empty_gradients(const Tensor& output, const OptTensor& input,
+                                                  const OptTensor& weight_ih, OutputMask output_mask);
 
 // The gradients that were asked for, in order, as the operator returns them.
 std::vector<Tensor> asked_gradients(std::array<Tensor, kNumGradients> gradients);
@@ -61,7 +62,7 @@ const T* as_pointer(const OptTensor& t) {
   return t.has_value() ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
 }
 
-inline int64_t batch_size(const Tensor& input) { return input.dim() == 1 ? 1 : input.size(0); }
+inline int64_t batch_size(const Tensor& t) { return t.dim() == 1 ? 1 : t.size(0); }
 
 template <typename T>
 ForwardParams<T> forward_params(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
@@ -81,8 +82,8 @@ ForwardParams<T> forward_params(const Tensor& input, const OptTensor& hx, const 
 }
 
 template <typename T>
-BackwardParams<T> backward_params(const Tensor& grad_output, const Tensor& output, const Tensor& input,
-                                  const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+BackwardParams<T> backward_params(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
+                                  const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
                                   const std::array<Tensor, kNumGradients>& gradients, Nonlinearity nonlinearity) {
   return {as_matrix<T>(grad_output),
           as_matrix<T>(output),
@@ -96,9 +97,11 @@ BackwardParams<T> backward_params(const Tensor& grad_output, const Tensor& outpu
           as_pointer<T>(gradients[kGradWeightHh]),
           as_pointer<T>(gradients[gradients[kGradBiasIh].defined() ? kGradBiasIh : kGradBiasHh]),
           as_pointer<T>(gradients[kGradBiasIh].defined() ? gradients[kGradBiasHh] : Tensor()),
-          batch_size(input),
-          weight_ih.size(1),
-          weight_hh.size(1),
+          batch_size(output),
+          weight_ih.has_value() ? weight_ih->size(1)
+          : input.has_value()   ? input->size(-1)
+                                : 0,
+          output.size(-1),
           nonlinearity};
 }
 

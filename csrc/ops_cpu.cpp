@@ -28,16 +28,16 @@ Tensor rnn_cell_cpu(const Tensor& input_, const OptTensor& hx_, const Tensor& we
   return output;
 }
 
-std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output_, const Tensor& output_, const Tensor& input_,
-                                          const OptTensor& hx_, const Tensor& weight_ih_, const Tensor& weight_hh_,
-                                          std::string_view name, OutputMask output_mask) {
+std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output_, const Tensor& output_, const OptTensor& input_,
+                                          const OptTensor& hx_, const OptTensor& weight_ih_,
+                                          const OptTensor& weight_hh_, std::string_view name, OutputMask output_mask) {
   const auto nonlinearity =
       check_backward(grad_output_, output_, input_, hx_, weight_ih_, weight_hh_, name, output_mask);
-  const auto grad_output = unit_columns(grad_output_), output = unit_columns(output_), input = unit_columns(input_);
+  const auto grad_output = unit_columns(grad_output_), output = unit_columns(output_);
+  const auto input = unit_columns(input_), hx = unit_columns(hx_);
   const auto weight_ih = unit_columns(weight_ih_), weight_hh = unit_columns(weight_hh_);
-  const auto hx = unit_columns(hx_);
-  auto gradients = empty_gradients(input, hx, weight_ih, weight_hh, output_mask);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_cell_backward", [&] {
+  auto gradients = empty_gradients(output, input, weight_ih, output_mask);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_cell_backward", [&] {
     cpu::rnn_cell_backward(
         backward_params<scalar_t>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity));
   });

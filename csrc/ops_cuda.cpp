@@ -45,13 +45,13 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
   return output;
 }
 
-std::vector<Tensor> rnn_cell_backward_cuda(const Tensor& grad_output, const Tensor& output, const Tensor& input,
-                                           const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+std::vector<Tensor> rnn_cell_backward_cuda(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
+                                           const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
                                            std::string_view name, OutputMask output_mask) {
   const auto nonlinearity = check_backward(grad_output, output, input, hx, weight_ih, weight_hh, name, output_mask);
-  const c10::cuda::CUDAGuard guard(input.device());
-  auto gradients = empty_gradients(input, hx, weight_ih, weight_hh, output_mask);
-  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_cell_backward", [&] {
+  const c10::cuda::CUDAGuard guard(output.device());
+  auto gradients = empty_gradients(output, input, weight_ih, output_mask);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_cell_backward", [&] {
     using T = typename DeviceType<scalar_t>::type;
     C10_CUDA_CHECK(cuda::rnn_cell_backward(
         backward_params<T>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity),

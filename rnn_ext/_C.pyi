@@ -29,10 +29,10 @@ def rnn_cell(
 def rnn_cell_backward(
     grad_output: Tensor,
     output: Tensor,
-    input: Tensor,
+    input: Tensor | None,
     hx: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor | None,
     nonlinearity: str,
     output_mask: Sequence[bool],
 ) -> list[Tensor]: ...

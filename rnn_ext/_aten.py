@@ -48,15 +48,16 @@ def rnn_cell(
 def rnn_cell_backward(
     grad_output: Tensor,
     output: Tensor,
-    input: Tensor,
+    input: Tensor | None,
     hx: Tensor | None,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor | None,
     nonlinearity: str,
     output_mask: Sequence[bool],
 ) -> list[Tensor]:
     """The asked gradients (of input, hx, weights, biases, in order) by differentiable formulas.
 
+    Operands that no asked gradient needs may be None; an absent hx stands for zeros.
     Everything is a function of the arguments: where `output` is connected to the graph, so is each result.
     """
     if nonlinearity == "tanh":
@@ -67,15 +68,18 @@ def rnn_cell_backward(
         grad_z = grad_output * (output * (1 - output))
 
     def rows(t: Tensor) -> Tensor:
-        return t.unsqueeze(0) if input.dim() == 1 else t
+        return t.unsqueeze(0) if t.dim() == 1 else t
 
     want_input, want_hx, want_weight_ih, want_weight_hh, *want_biases = output_mask
     gradients = []
     if want_input:
+        assert weight_ih is not None
         gradients.append(grad_z @ weight_ih)
     if want_hx:
+        assert weight_hh is not None
         gradients.append(grad_z @ weight_hh)
     if want_weight_ih:
+        assert input is not None
         gradients.append(rows(grad_z).t() @ rows(input))
     if want_weight_hh:
         h = torch.zeros_like(output) if hx is None else hx  # a product, so that it stays differentiable

@@ -31,23 +31,40 @@ class RNNCellFunction(torch.autograd.Function):
     ) -> Tensor:
         """The fused kernel; the output is saved in place of z, which no derivative needs."""
         output = _C.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
-        ctx.save_for_backward(output, input, hx, weight_ih, weight_hh)
+        save_for_backward(ctx, output, input, hx, weight_ih, weight_hh)
+        ctx.set_materialize_grads(False)
         ctx.nonlinearity = nonlinearity
         return output
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients that are needed, by the fused kernel.
 
         Under ``create_graph``, a functorch transform or forward-mode AD they come from ATen formulas on the saved
         tensors instead: the saved output is connected to the graph, so every further derivative follows.
         """
+        if grad_output is None:
+            return (None,) * 7
         output, input, hx, weight_ih, weight_hh = ctx.saved_tensors
         needs = ctx.needs_input_grad
         fused = _C.is_fused_backward(grad_output, output, input, hx, weight_ih, weight_hh)
         backward = _C.rnn_cell_backward if fused else _aten.rnn_cell_backward
         gradients = backward(grad_output, output, input, hx, weight_ih, weight_hh, ctx.nonlinearity, needs[:6])
         return spread_gradients(gradients, needs)
+
+
+def save_for_backward(
+    ctx: Any, output: Tensor, input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor
+) -> None:
+    """Saves what the needed gradients are made of; the rest may be freed, or changed in place."""
+    need_input, need_hx, need_weight_ih, need_weight_hh = ctx.needs_input_grad[:4]
+    ctx.save_for_backward(
+        output,
+        input if need_weight_ih else None,
+        hx if need_weight_hh else None,
+        weight_ih if need_input else None,
+        weight_hh if need_hx else None,
+    )
 
 
 def spread_gradients(gradients: list[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from . import _aten
-from .autograd import spread_gradients
+from .autograd import save_for_backward, spread_gradients
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, hx, weight_ih, weight_hh, _, _, ctx.nonlinearity = inputs
-    ctx.save_for_backward(output, input, hx, weight_ih, weight_hh)
+    save_for_backward(ctx, output, input, hx, weight_ih, weight_hh)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

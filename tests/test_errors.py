@@ -338,9 +338,10 @@ def test_the_backward_operator_refuses_what_would_read_out_of_bounds(name, value
         torch.ops.rnn_ext.rnn_cell_backward(**(backward_arguments() | {name: value}))
 
 
-def test_the_backward_operator_refuses_a_gradient_of_an_absent_hx():
-    with pytest.raises(RuntimeError):
-        torch.ops.rnn_ext.rnn_cell_backward(**(backward_arguments() | {"hx": None}))
+@pytest.mark.parametrize("operand", ["input", "weight_ih", "weight_hh"])
+def test_the_backward_operator_refuses_to_do_without_an_operand_it_needs(operand):
+    with pytest.raises(RuntimeError, match=operand):
+        torch.ops.rnn_ext.rnn_cell_backward(**(backward_arguments() | {operand: None}))
 
 
 @pytest.mark.cuda

@@ -50,8 +50,8 @@ LAYOUTS = {
     "misaligned": misaligned,
 }
 
-# (B, I, H): empty, one, odd, round, a little over a tile in every dimension, a batch past every small-batch kernel,
-# and long sums.
+# (B, I, H): empty, one, odd, round, a little over a tile in every dimension, over every block of the CPU kernels
+# (256 columns, 264 rows, 256 terms), a batch past the pairwise sums of the bias gradient, and long sums.
 SIZES = [
     (0, 4, 5),
     (4, 0, 5),
@@ -61,6 +61,8 @@ SIZES = [
     (32, 64, 64),
     (65, 33, 129),
     (129, 65, 17),
+    (290, 40, 275),
+    (4200, 3, 2),
     (9, 4096, 65),
     (2, 2047, 2049),
 ]
@@ -180,6 +182,27 @@ def test_saturated_cells_are_as_accurate_as_eager(nonlinearity, dtype, device):
     args = args._replace(input=args.input * 16)
     grad_output = torch.randn(17, 24).to(device, dtype)
     assert_as_accurate_as_eager(args, nonlinearity, grad_output, size_of_z=16)
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("size", [(60000, 3, 2), (3, 5000, 2)], ids=str)
+def test_long_sums_of_one_sign_are_as_accurate_as_eager(size, dtype, device):
+    """A running sum in float32 loses about sqrt(n) eps of terms that never cancel; ATen sums pairwise or in blocks."""
+    args = random_arguments(*size, dtype=dtype, device=device).map(torch.abs)
+    args = args._replace(weight_ih=args.weight_ih / math.sqrt(size[1]))  # sums of positive terms: z stays small
+    assert_as_accurate_as_eager(args, "sigmoid", torch.ones(size[0], size[2], device=device, dtype=dtype))
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_outputs_are_rounded_once_from_float32_sums(dtype, nonlinearity, device):
+    args = random_arguments(9, 300, 40, dtype=dtype, device=device)
+    output = rnn_cell(*args, nonlinearity).double()
+    exact = float64_reference(args, nonlinearity, output)["output"]
+    # One rounding to nearest is half an eps; CUDA's tanh.approx may cost another half. The sums: a few float32 eps.
+    roundings = 0.5 if device == "cpu" else 1
+    limit = roundings * torch.finfo(dtype).eps * exact.abs() + 64 * torch.finfo(torch.float32).eps
+    assert ((output - exact).abs() <= limit).all()
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
