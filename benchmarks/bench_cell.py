@@ -15,9 +15,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import plots
 import results
@@ -29,6 +30,8 @@ from rich.table import Table
 from timing import device_sampler, host_sampler, kernels_per_call, quartiles, sample_in_turns
 from torch import Tensor
 from tqdm import tqdm
+
+T = TypeVar("T")
 
 SHAPES = {  # (B, I, H)
     "cpu": [
@@ -47,6 +50,7 @@ QUICK_SHAPES = {
 DTYPES = {"cpu": ["float32", "float64", "bfloat16"], "cuda": ["float32", "bfloat16"]}
 COMPILE_SHAPES = {"cpu": [], "cuda": [(64, 1024, 1024)]}  # compiling takes up to a minute a case
 NODES = 40  # calls, at most, in a graph whose replay is timed: its own start becomes a small part of a call
+FLUSH_BYTES = 2**30  # read before a cold replay, at least: the host queues the replay in the meantime
 COLD_BYTES = 2 * 2**30  # operands of a cold graph's calls together, at most; far more than any L2
 
 
@@ -105,8 +109,7 @@ def make_sampler(
     copies = max(2, min(nodes, COLD_BYTES // max(case.bytes, 1)))
     runs = [peer.build_device(case, make_tensors(case, device, seed)).run for seed in range(copies)]
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
-    # At least 256 MiB: the host needs that long to queue the replay behind it.
-    flush = torch.ones(max(2 * l2, 2**28) // 4, device=device)
+    flush = torch.ones(max(2 * l2, FLUSH_BYTES) // 4, device=device)
     return device_sampler([runs[i % copies] for i in range(nodes)], seconds, flush)
 
 
@@ -182,14 +185,19 @@ def times(samples: list[float] | None, ours: list[float] | None, floor: float) -
     return dict(zip(names, [*found, found[1] / floor], strict=True))
 
 
+def progress(items: Iterable[T], unit: str) -> tqdm[T]:
+    """A bar on a terminal; a line every ten seconds in a log."""
+    return tqdm(items, unit=unit, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 10)
+
+
 def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     """Adds the rows of all cases to the document; an interrupt ends it early."""
     device = torch.device(args.device)
     choices = itertools.product(args.shapes, args.dtypes, args.nonlinearities, args.passes)
     cases = [Case(*sizes, dtype, f, pass_name) for sizes, dtype, f, pass_name in choices]
     try:
-        for case in (bar := tqdm(cases, unit="case", dynamic_ncols=True)):
-            bar.set_postfix_str(str(case))
+        for case in (bar := progress(cases, "case")):
+            bar.set_postfix_str(str(case), refresh=False)
             compiling = (case.B, case.I, case.H) in args.compile_shapes
             names = [name for name in args.peers if compiling or not PEERS[name].compiles]
             with torch.set_grad_enabled(case.pass_name != "forward"):
@@ -207,9 +215,7 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
     """Ours in microseconds, and how many times as long each peer takes."""
     peers = [name for name in results.values(rows, "peer") if name != "rnn_ext"]
     result = Table(title=title, title_justify="left", caption_justify="left")
-    result.caption = (
-        "times as long as rnn_ext; ~: noise (under 6 %, or the quartiles on either side of 1); -: not measured"
-    )
+    result.caption = "times as long as rnn_ext; ~: noise (under 6 %, or quartiles on either side of 1); -: not measured"
     for column in ("B, I, H", "pass", "rnn_ext µs", "IQR", "kernels", "/ floor", *(PEERS[p].label for p in peers)):
         result.add_column(column, justify="left" if column in ("B, I, H", "pass") else "right")
     for ours in [row for row in rows if row["peer"] == "rnn_ext"]:
@@ -250,6 +256,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     device = torch.device(args.device)
     torch.backends.cudnn.allow_tf32 = False
+    if warning := results.busy():
+        print(warning)
     facts = {} if args.check_only else probe(device, args.dtypes)
     document = results.new_document(device, facts, gpu_state)
     run(args, document)

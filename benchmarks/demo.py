@@ -4,13 +4,12 @@
 (b) a character model trained on Python's own help texts, with nn.RNNCell and with rnn_ext.RNNCell, compared;
 (c) a short microbenchmark on the device at hand.
 
-    python benchmarks/demo.py [--device cpu|cuda] [--steps N] [--output demo.png]
+    python benchmarks/demo.py [--device cpu|cuda] [--steps N] [--seconds N] [--output demo.png]
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -23,7 +22,6 @@ from plots import plt
 from timing import quartiles, synchronize
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 import rnn_ext
 
@@ -104,7 +102,7 @@ def sample_text(model: CharacterModel, alphabet: str, prompt: str, length: int, 
     return text
 
 
-def train(device: torch.device, steps: int) -> dict[str, Trainer]:
+def train(device: torch.device, steps: int, seconds: float) -> dict[str, Trainer]:
     """(b) Both models on the same batches, step by step in turns, so that a busy machine slows both alike."""
     text = "\n".join(topics[name] for name in sorted(topics))
     alphabet = "".join(sorted(set(text)))
@@ -121,9 +119,12 @@ def train(device: torch.device, steps: int) -> dict[str, Trainer]:
     )
     generator = torch.Generator().manual_seed(0)
     order = list(trainers.values())
-    for i in (
-        bar := tqdm(range(steps), unit="step", dynamic_ncols=True, mininterval=0.5 if sys.stderr.isatty() else 10)
-    ):
+    start = time.perf_counter()
+    for i in (bar := bench_cell.progress(range(steps), "step")):
+        if time.perf_counter() - start > seconds:
+            bar.close()
+            print(f"stopped after {i} of {steps} steps, {seconds:g} s being over")
+            break
         starts = torch.randint(len(corpus) - LENGTH, (BATCH,), generator=generator)
         tokens = corpus[starts + torch.arange(LENGTH + 1)[:, None]].to(device)
         for trainer in order if i % 2 == 0 else reversed(order):
@@ -189,13 +190,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
     parser.add_argument("--steps", type=int, default=200, help="training steps of each model (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="end training after this time at most (default 60)")
     parser.add_argument("--output", type=Path, default=Path("demo.png"), help="the figure (default demo.png)")
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cuda" and not rnn_ext.is_cuda_built():
         print("rnn_ext was built without CUDA kernels: its CUDA times are those of PyTorch's own operators")
+    if warning := results.busy():
+        print(warning)
     print_tables()
-    draw(train(device, args.steps), args.output)
+    draw(train(device, args.steps, args.seconds), args.output)
     microbenchmark(device)
 
 

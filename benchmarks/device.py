@@ -4,8 +4,8 @@
 
 Facts, all of one device:
     copy_gb_s       10⁹ bytes a second of a copy that no cache holds, bytes read and written counted
-    cache_gb_s      the same for a copy within the cache (L2), the start of the kernel taken out
-    cache_bytes     the size of that cache
+    cache_gb_s      the same for a copy within the cache, the start of the kernel taken out
+    cache_bytes     the size of the last cache: L2 on a GPU, L3 on a CPU
     gemm_tflop_s    10¹² floating-point operations a second of a large matrix product, by dtype; "tf32" on a GPU
     launch_us       microseconds of the smallest eager operation, host included
     node_us         microseconds of the smallest kernel as a node of a CUDA graph: what any launch costs the device
@@ -44,11 +44,11 @@ def copy_seconds(size: int, device: torch.device, nodes: int = 1) -> float:
 def cache_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
-    try:  # a thread's own cache: what it holds is surely read faster than memory
-        found = os.sysconf("SC_LEVEL2_CACHE_SIZE")
+    try:
+        found = os.sysconf("SC_LEVEL3_CACHE_SIZE")
     except (ValueError, OSError):
         found = 0
-    return (found if found > 0 else MIB) * torch.get_num_threads()
+    return found if found > 0 else 32 * MIB
 
 
 def gemm_tflop_s(dtype: torch.dtype, size: int, device: torch.device) -> float:
@@ -62,7 +62,8 @@ def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
     cuda = device.type == "cuda"
     cache = cache_bytes(device)
     large = 512 * MIB if cuda else 64 * MIB
-    small = cache // 16, cache // 4  # source and target together fill at most half the cache
+    # On a GPU source and target together fill at most half the L2; on a CPU they fit a core's own cache, the fastest.
+    small = (cache // 16, cache // 4) if cuda else (MIB // 8, MIB // 2)
     # On a busy machine the difference may come out too small: the start is at most three quarters of the time.
     times = [copy_seconds(size, device, nodes=50) for size in small]
     gemm = {}

@@ -80,7 +80,9 @@ def speedup(document: dict[str, Any], path: Path) -> Path:
         for row in rows:
             y, x = batches.index(row["B"]), hidden.index(row["H"])
             image[y][x] = row["speedup"] or math.nan
-            panel.text(x, y, f"{image[y][x]:.2f}", ha="center", va="center", fontsize=6)
+            dark = not 0.4 < image[y][x] < 2.5
+            colour = "white" if dark else "black"
+            panel.text(x, y, f"{image[y][x]:.2f}", ha="center", va="center", fontsize=6, color=colour)
         drawn = panel.imshow(image, cmap="RdYlGn", norm=norm, origin="lower", aspect="auto")
         panel.set_xticks(range(len(hidden)), [str(h) for h in hidden], fontsize=6, rotation=45)
         panel.set_yticks(range(len(batches)), [str(b) for b in batches], fontsize=6)
@@ -88,7 +90,9 @@ def speedup(document: dict[str, Any], path: Path) -> Path:
         panel.set_ylabel("B", fontsize=7)
         panel.set_title(title, fontsize=7)
     if axes:
-        bar = figure.colorbar(drawn, ax=axes, shrink=0.6, extend="both", ticks=[0.25, 0.5, 1, 2, 4], format="%g×")
+        bar = figure.colorbar(
+            drawn, ax=axes, shrink=0.4, aspect=30, extend="both", ticks=[0.25, 0.5, 1, 2, 4], format="%g×"
+        )
         bar.ax.minorticks_off()
     figure.suptitle(f"time of each peer / time of rnn_ext\n{machine(document)}", fontsize=9)
     return save(figure, document, path)

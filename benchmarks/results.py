@@ -42,7 +42,7 @@ FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "cuda": (text + optional, "torch.version.cuda"),
     "python": (text, "version of Python"),
     "date": (text, "UTC, ISO 8601"),
-    "command": (text, "what was run, from the repository's root"),
+    "command": (text, "what was run, from the repository's root, without its --output"),
     "commit": (text, "git commit, '+' after it if files differed; from RNN_EXT_COMMIT where there is no git"),
     "csrc_tree": (text, "git tree hash of csrc/ as measured (git rev-parse COMMIT:csrc)"),
     "complete": ((bool,), "false: interrupted, and rows holds what had been measured"),
@@ -148,6 +148,14 @@ def values(rows: Iterable[dict[str, Any]], name: str) -> list[Any]:
     return list(dict.fromkeys(row[name] for row in rows))
 
 
+def busy() -> str:
+    """A warning if other work runs on this machine; else empty."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < cores / 2:
+        return ""
+    return f"this machine is busy (load average {load:.1f} on {cores} cores): times are unreliable"
+
+
 def output_of(*command: str) -> str | None:
     try:
         return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.strip()
@@ -191,9 +199,14 @@ def cpu_name() -> str:
 
 
 def command_line() -> str:
+    """The command, without its --output: where a file once lay says nothing about what it holds."""
     script = Path(sys.argv[0]).resolve()
     name = script.relative_to(REPOSITORY) if script.is_relative_to(REPOSITORY) else script.name
-    return shlex.join(["python", str(name), *sys.argv[1:]])
+    options = sys.argv[1:]
+    if "--output" in options:
+        at = options.index("--output")
+        del options[at : at + 2]
+    return shlex.join(["python", str(name), *options])
 
 
 def new_document(device: torch.device, facts: dict[str, Any], state: Callable[[], Any]) -> dict[str, Any]:

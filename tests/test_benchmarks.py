@@ -90,6 +90,69 @@ def test_wrong_results_are_not_timed(quick, modules, monkeypatch):
     assert wrong["median_us"] is None and wrong["note"].startswith("wrong result")
 
 
+def test_rows_of_a_gpu(quick, modules, monkeypatch):
+    """All peers and clocks through the CUDA branches, with the CPU's tensors and clock in place of the device's."""
+    import torch
+
+    bench_cell, peers, results, timing = (modules(name) for name in ("bench_cell", "peers", "results", "timing"))
+
+    class Graph:
+        def __init__(self, runs):
+            self.runs = runs
+
+        def replay(self):
+            for run in self.runs:
+                run()
+
+    class Cuda:
+        type = "cuda"
+
+    make_tensors, cpu = peers.make_tensors, torch.device("cpu")
+    monkeypatch.setattr(bench_cell, "make_tensors", lambda case, _, seed=0: make_tensors(case, cpu, seed))
+    monkeypatch.setattr(bench_cell, "FLUSH_BYTES", 2**20)
+    monkeypatch.setattr(bench_cell, "kernels_per_call", lambda run: 1.0)
+    monkeypatch.setattr(timing, "capture", lambda runs: (Graph(runs), [run() for run in runs][-1]))
+    seen = []
+
+    def device_sampler(runs, seconds, flush=None):
+        seen.append((len(runs), len({id(run) for run in runs}), flush is not None))
+        return timing.host_sampler(Graph(runs).replay, seconds)
+
+    monkeypatch.setattr(bench_cell, "device_sampler", device_sampler)
+    properties = type("Properties", (), {"L2_cache_size": 2**20})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+
+    document = results.read(quick / "bench.json")
+    document["facts"]["node_us"] = 1.0
+    args = bench_cell.parse_arguments(["--device", "cuda", "--rounds", "2", "--sample-ms", "0.1"])
+    names = [name for name in args.peers if not peers.PEERS[name].compiles]
+    document["rows"] = []
+    for pass_name in peers.PASSES:
+        case = peers.Case(2, 3, 4, "float32", "tanh", pass_name)
+        with torch.set_grad_enabled(pass_name != "forward"):
+            document["rows"] += bench_cell.measure_case(case, names, Cuda(), document["facts"], args)
+    results.validate(document)
+    count = {clock: len(results.select(document["rows"], clock=clock)) for clock in results.CLOCKS}
+    assert count == {"host": 3 * 6, "warm": 2 * 4, "cold": 2 * 4}
+    assert all(row["note"] == "" and row["kernels"] == 1 for row in document["rows"])
+    for runs, different, cold in seen:  # a warm graph repeats one call, a cold one has operands for each
+        assert different == (runs if cold else 1)
+
+
+@pytest.mark.cuda
+def test_bench_cell_on_a_gpu(modules, tmp_path):
+    results = modules("results")
+    options = "--device cuda --shapes 10,4,5 64,64,64 --dtypes float32 bfloat16 --rounds 3 --sample-ms 0.5"
+    command = [sys.executable, BENCHMARKS / "bench_cell.py", *options.split(), "--compile-shapes"]  # none: minutes
+    result = run(*command, "--passes", "forward", "forward_backward", "--output", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    document = results.read(tmp_path / "bench.json")
+    for row in results.select(document["rows"], clock="host"):
+        assert row["note"] == "", row
+    for row in results.select(document["rows"], peer="rnn_ext", pass_="forward"):
+        assert row["kernels"] == 1, row
+
+
 def test_an_interrupt_keeps_what_was_measured(modules, monkeypatch, tmp_path):
     bench_cell, results = modules("bench_cell"), modules("results")
     measure = bench_cell.measure_case
@@ -123,28 +186,31 @@ def test_csrc_tree_is_gits(modules, tmp_path):
     assert run("git", "write-tree", cwd=tmp_path).stdout.strip() == expected
 
 
-def test_report_writes_and_checks_the_readme(quick, tmp_path):
-    def report(*options: str) -> subprocess.CompletedProcess:
-        return run(sys.executable, BENCHMARKS / "report.py", "--root", tmp_path, *options)
+def test_report_writes_and_checks_the_readme(quick, modules, monkeypatch, tmp_path, capsys):
+    def report(*options: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["report.py", "--root", str(tmp_path), *options])
+        return modules("report").main()
 
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- performance:begin -->\nold\n<!-- performance:end -->\nafter\n")
     folder = tmp_path / "benchmarks" / "results" / "cpu"
     folder.mkdir(parents=True)
     shutil.copy(quick / "bench.json", folder)
-    assert report("--check").returncode == 1
-    assert report().returncode == 0
+    assert report("--check") == 1
+    assert report() == 0
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "nn.RNNCell µs" in text
-    assert report("--check").returncode == 0
+    assert report("--check") == 0
 
-    for path in (readme, folder / "bench.json"):  # a figure of either changed by hand
+    for path, digits in ((readme, "| 1"), (folder / "bench.json", '"median_us": ')):  # numbers changed by hand
         original = path.read_text()
-        path.write_text(original.replace("2", "3", 40))
-        assert report("--check").returncode != 0
+        path.write_text(original.replace(digits, digits + "9"))
+        assert report("--check") == 1
         path.write_text(original)
+    capsys.readouterr()
     (folder / "latency.png").unlink()
-    assert "latency.png" in report("--check").stdout
+    assert report("--check") == 1
+    assert "latency.png" in capsys.readouterr().out
 
 
 def test_readme_agrees_with_the_committed_results():
