@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(Shape::kThreads) backward_tiled(BackwardParams
 
   const Matrix<T>& operand = is_first ? p.input : p.hx;
   T* const out = is_first ? p.grad_weight_ih : p.grad_weight_hh;
-  const bool sums_bias = column == 0 && p.grad_bias;
+  const bool sums_bias = (column == 0 || RNN_EXT_PLANTED(every_column_writes_bias)) && p.grad_bias;
   const bool has_operand = out && operand.data;
   const auto dz_transposed = [&](int64_t m, int64_t k) { return dz(k, m); };
   const auto load_operand = [&](int64_t n, int64_t k) { return has_operand ? load(operand, k, n) : Acc(0); };

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(Shape::kThreads) forward_tiled(ForwardParams<T
         [&](int64_t n, int64_t k) { return load(weight, n, k); });
   };
   add_product(p.input, p.weight_ih, p.input_size);
-  if (p.hx.data) add_product(p.hx, p.weight_hh, p.hidden_size);
+  if (p.hx.data && !RNN_EXT_PLANTED(half_of_k_forgotten)) add_product(p.hx, p.weight_hh, p.hidden_size);
 
   tile.for_each(m0, p.batch, n0, p.hidden_size, [&](int64_t m, int64_t n, Acc z) {
     if (p.bias_ih) z += widen(p.bias_ih[n]);
@@ -43,7 +43,7 @@ cudaError_t launch_forward_tiled(const ForwardParams<T>& p, cudaStream_t stream)
   const int64_t tiles = ceil_div(p.batch, Shape::BM) * ceil_div(p.hidden_size, Shape::BN);
   if (tiles > INT32_MAX) return cudaErrorInvalidConfiguration;
   return RNN_EXT_LAUNCH((forward_tiled<T, Shape>), dim3(static_cast<unsigned>(tiles)), dim3(Shape::kThreads),
-                        sizeof(TileSmem<Accumulator<T>, Shape>), stream, p);
+                        sizeof(TileSmem<Accumulator<T>, Shape>) - RNN_EXT_PLANTED(shared_memory_too_small), stream, p);
 }
 
 }  // namespace rnn_ext::cuda

@@ -4,6 +4,7 @@
 //
 //   RNN_EXT_SMEM(T, s);                                        T& s names the block's dynamic shared memory
 //   RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, args...)   yields the launch's cudaError_t
+//   RNN_EXT_PLANTED(fault)                                     never true here: see tests/cuda_host/faults.h
 #pragma once
 
 #ifdef RNN_EXT_CUDA_HOST
@@ -40,4 +41,6 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_byte
 
 #define RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
   ::rnn_ext::cuda::launch(kernel, grid, block, smem_bytes, stream, __VA_ARGS__)
+
+#define RNN_EXT_PLANTED(fault) false
 #endif

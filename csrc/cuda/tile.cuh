@@ -32,7 +32,9 @@ struct Tile {
   Acc acc[Shape::TM][Shape::TN] = {};
   Acc a_sum = 0;  // Σ_k a(m, k) of row m = threadIdx.x, where asked for
 
-  __device__ explicit Tile(TileSmem<Acc, Shape>& s) : smem(s) {}
+  __device__ explicit Tile(TileSmem<Acc, Shape>& s) : smem(s) {
+    if (RNN_EXT_PLANTED(accumulator_not_cleared)) acc[0][0] = Acc(1);
+  }
 
   static __device__ int row(int i) { return static_cast<int>(threadIdx.x) / Shape::kColumns + i * Shape::kRows; }
   static __device__ int column(int j) { return static_cast<int>(threadIdx.x) % Shape::kColumns + j * Shape::kColumns; }
@@ -43,15 +45,16 @@ struct Tile {
   __device__ void accumulate(int64_t m0, int64_t m_end, int64_t n0, int64_t n_end, int64_t k_end, LoadA load_a,
                              LoadB load_b) {
     for (int64_t k0 = 0; k0 < k_end; k0 += Shape::BK) {
-      __syncthreads();  // every thread is done with the previous slice
+      if (!RNN_EXT_PLANTED(no_barrier_before_fill)) __syncthreads();  // every thread is done with the previous slice
       fill<kAContiguousInK>(smem.a, m0, m_end, k0, k_end, load_a);
       fill<kBContiguousInK>(smem.b, n0, n_end, k0, k_end, load_b);
-      __syncthreads();
+      if (RNN_EXT_PLANTED(divergent_barrier) && threadIdx.x == 0) return;
+      if (!RNN_EXT_PLANTED(no_barrier_after_fill)) __syncthreads();
 #pragma unroll 8
       for (int k = 0; k < Shape::BK; ++k) {
         Acc a[Shape::TM], b[Shape::TN];
 #pragma unroll
-        for (int i = 0; i < Shape::TM; ++i) a[i] = smem.a[k][row(i)];
+        for (int i = 0; i < Shape::TM; ++i) a[i] = smem.a[k][row(RNN_EXT_PLANTED(wrong_fragment_row) ? 0 : i)];
 #pragma unroll
         for (int j = 0; j < Shape::TN; ++j) b[j] = smem.b[k][column(j)];
 #pragma unroll
@@ -74,7 +77,9 @@ struct Tile {
 #pragma unroll
       for (int j = 0; j < Shape::TN; ++j) {
         const int64_t m = m0 + row(i), n = n0 + column(j);
-        if (m < m_end && n < n_end) store(m, n, acc[i][j]);
+        const bool has_row = m < m_end || RNN_EXT_PLANTED(no_store_row_bound);
+        const bool has_column = n < n_end || RNN_EXT_PLANTED(no_store_column_bound);
+        if (has_row && has_column) store(m, n, acc[i][j]);
       }
     }
   }
@@ -89,7 +94,11 @@ struct Tile {
     for (int e = static_cast<int>(threadIdx.x); e < kRows * Shape::BK; e += Shape::kThreads) {
       const int r = kContiguousInK ? e / Shape::BK : e % kRows;
       const int k = kContiguousInK ? e % Shape::BK : e / kRows;
-      slice[k][r] = r0 + r < r_end && k0 + k < k_end ? load(r0 + r, k0 + k) : Acc(0);
+      const bool has_row = r0 + r < r_end || RNN_EXT_PLANTED(no_row_bound);
+      const bool has_k = k0 + k < k_end || RNN_EXT_PLANTED(no_k_bound);
+      if (!(has_row && has_k) && RNN_EXT_PLANTED(ragged_tail_not_cleared)) continue;
+      slice[RNN_EXT_PLANTED(shared_index_out_of_range) ? k + 1 : k][r] =
+          has_row && has_k ? load(r0 + r, k0 + k) : Acc(0);
     }
   }
 };

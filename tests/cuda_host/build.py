@@ -1,0 +1,220 @@
+"""Compiles and runs the programs of this folder: the CUDA kernels under g++, in three variants.
+
+Objects are kept in build/cuda_host/, named by a hash of all that went into them, so that a run without changes compiles
+nothing and processes of one test run share their work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import glob
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+KERNELS = ROOT / "csrc" / "cuda"
+CACHE = ROOT / "build" / "cuda_host"
+
+COMMON = ["-std=c++17", "-g", "-fPIC", "-DRNN_EXT_CUDA_HOST", f"-I{HERE}", f"-I{KERNELS}"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-tsan", "-Wno-error=tsan"]
+
+# The runtime is compiled without sanitizers, or they would take its bookkeeping for the kernel's memory traffic; and
+# without the optimisation that makes a loop a call of memcpy, which they intercept.
+RUNTIME = ["runtime.cpp", "fiber.cpp", "tensor_core.cpp", "cuda_api.cpp"]
+RUNTIME_FLAGS = ["-O2", "-fno-tree-loop-distribute-patterns"]
+TRAFFIC = ["traffic.cpp"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to build the programs, and what to set when they run."""
+
+    name: str
+    define: tuple[str, ...]  # for the runtime too
+    flags: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+PLAIN = Variant("plain", (), ("-O2",))
+ASAN = Variant(
+    "asan",
+    ("-DEMU_ASAN",),
+    ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    (("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1"), ("UBSAN_OPTIONS", "print_stacktrace=1")),
+)
+# -O2: at -O1 accumulators stay in memory, and every access to them is then checked, twenty times slower.
+TSAN = Variant("tsan", ("-DEMU_TSAN",), ("-O2", "-fsanitize=thread"), (("TSAN_OPTIONS", "halt_on_error=1"),))
+VARIANTS = {v.name: v for v in (PLAIN, ASAN, TSAN)}
+
+
+def cuda_include() -> Path | None:
+    """A folder with the CUDA headers: a toolkit's, or the one that torch's CUDA build brings."""
+    nvcc = shutil.which("nvcc")
+    site = sysconfig.get_path("purelib")
+    candidates = [
+        *(os.environ.get(v, "") + "/include" for v in ("CUDA_HOME", "CUDA_PATH")),
+        f"{Path(nvcc).resolve().parent.parent}/include" if nvcc else "",
+        "/usr/local/cuda/include",
+        *sorted(glob.glob("/usr/local/cuda-*/include"), reverse=True),
+        *glob.glob(f"{site}/nvidia/cu*/include"),
+        f"{site}/nvidia/cuda_runtime/include",
+    ]
+    headers = ("cuda_runtime.h", "cuda_fp16.h", "crt/host_defines.h")
+    for candidate in filter(None, candidates):
+        if all((Path(candidate) / h).is_file() for h in headers):
+            return Path(candidate)
+    return None
+
+
+def host_compiler() -> str | None:
+    """The host compiler: g++, whose inline assembly and sanitizers the runtime is written for."""
+    return shutil.which(os.environ.get("RNN_EXT_HOST_CXX", "g++"))
+
+
+def why_not() -> str | None:
+    """What is missing for these tests, if anything."""
+    if platform.system() != "Linux":
+        return "the host runtime of the CUDA kernels needs Linux"
+    if host_compiler() is None:
+        return "no g++ to compile the CUDA kernels for the host"
+    if cuda_include() is None:
+        return "no CUDA headers (set CUDA_HOME to a toolkit)"
+    return None
+
+
+@functools.cache
+def _version() -> str:
+    return subprocess.run([host_compiler() or "g++", "--version"], capture_output=True, text=True, check=True).stdout
+
+
+@functools.cache
+def headers_digest() -> str:
+    """A hash of every header that a program here can include."""
+    digest = hashlib.sha256()
+    folders = [HERE, KERNELS, KERNELS.parent]
+    for header in sorted(f for d in folders for pattern in ("*.h", "*.cuh") for f in d.glob(pattern)):
+        digest.update(header.name.encode() + b"\0" + header.read_bytes())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _lock(path: Path):
+    """One process builds a file, the others wait for it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def run_compiler(arguments: list[str], output: Path, compiler: str | None = None) -> None:
+    """Runs the host compiler, or another one, unless `output` is there already; shows its messages if it fails."""
+    if output.exists():
+        return
+    with _lock(output):
+        if output.exists():
+            return
+        unfinished = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+        command = [compiler or host_compiler() or "g++", *arguments, "-o", str(unfinished)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+        os.replace(unfinished, output)
+
+
+def build_object(source: Path, flags: list[str]) -> Path:
+    """Compiles one file, kernels and all as C++, into the cache."""
+    arguments = [*COMMON, *flags, f"-isystem{cuda_include()}"]
+    parts = [_version(), " ".join(arguments), source.name, source.read_text(), headers_digest()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    output = CACHE / f"{source.name}.{key}.o"
+    run_compiler([*arguments, "-x", "c++", "-c", str(source)], output)
+    return output
+
+
+def build_runtime(variant: Variant) -> list[Path]:
+    """The objects of the host runtime."""
+    objects = [build_object(HERE / f, [*RUNTIME_FLAGS, *WARNINGS, *variant.define]) for f in RUNTIME]
+    objects += [build_object(HERE / f, [*variant.flags, *WARNINGS, *variant.define]) for f in TRAFFIC]
+    return objects
+
+
+def kernel_flags(variant: Variant) -> list[str]:
+    """For what runs as CUDA code. Registers start out as a pattern that no sum survives, not as zero."""
+    return [*variant.flags, *variant.define, *WARNINGS, "-ftrivial-auto-var-init=pattern"]
+
+
+def build_program(name: str, variant: Variant, sources: list[Path]) -> Path:
+    """Links `sources`, compiled for `variant`, with the runtime."""
+    objects = build_runtime(variant) + [build_object(f, kernel_flags(variant)) for f in sources]
+    key = hashlib.sha256("\0".join(o.name for o in objects).encode()).hexdigest()[:20]
+    output = CACHE / f"{name}.{variant.name}.{key}"
+    run_compiler([*variant.flags, *map(str, objects)], output)
+    return output
+
+
+def wrappers_program(variant: Variant) -> Path:
+    """The tests of the runtime and of the PTX wrappers."""
+    return build_program("test_wrappers", variant, [HERE / "test_wrappers.cpp"])
+
+
+def kernels_program(variant: Variant) -> Path:
+    """The tests of the project's kernels."""
+    sources = [HERE / "test_kernels.cpp", *sorted(KERNELS.glob("*.cu"))]
+    return build_program("test_kernels", variant, sources)
+
+
+def torch_operators() -> Path:
+    """A library that registers torch.ops.rnn_ext_cuda_host: the launchers on CPU tensors."""
+    import torch
+    from torch.utils import cpp_extension
+
+    torch_flags = [f"-isystem{folder}" for folder in cpp_extension.include_paths()]
+    abi = int(torch.compiled_with_cxx11_abi())
+    # Another torch may stand at the same place: its version makes the object another one.
+    torch_flags += ["-O1", "-std=c++20", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f"-DTORCH_VERSION_IS={torch.__version__}"]
+    objects = build_runtime(PLAIN)
+    objects += [build_object(f, kernel_flags(PLAIN)) for f in sorted(KERNELS.glob("*.cu"))]
+    objects += [build_object(HERE / "torch_ops.cpp", torch_flags)]
+    key = hashlib.sha256("\0".join(o.name for o in objects).encode()).hexdigest()[:20]
+    output = CACHE / f"torch_ops.{key}.so"
+    # -Bsymbolic: the runtime's cudaGetDevice and its like, not those of a libcudart that torch has loaded.
+    link = ["-shared", "-Wl,-Bsymbolic", *map(str, objects)]
+    libraries = [f"-L{folder}" for folder in cpp_extension.library_paths()] + ["-ltorch", "-ltorch_cpu", "-lc10"]
+    run_compiler([*link, *libraries], output)
+    return output
+
+
+@functools.cache
+def _without_address_randomisation() -> list[str]:
+    """What to put before a command so that an old ThreadSanitizer finds its memory where it expects it."""
+    return ["setarch", platform.machine(), "-R"] if shutil.which("setarch") else []
+
+
+def run(program: Path, variant: Variant, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Runs a program; stdout and stderr come back in one text."""
+    environment = {**os.environ, **dict(variant.environment)}
+
+    def start(prefix: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*prefix, str(program), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env=environment,
+        )
+
+    done = start([])
+    if "unexpected memory mapping" in done.stdout and _without_address_randomisation():
+        done = start(_without_address_randomisation())
+    return done

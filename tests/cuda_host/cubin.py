@@ -1,0 +1,91 @@
+"""Compiles CUDA sources to machine code, without a GPU, and says what the code uses."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import build
+
+FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-cubin"]
+
+
+def nvcc() -> str | None:
+    """The compiler of the toolkit whose headers the host build uses."""
+    include = build.cuda_include()
+    candidate = include.parent / "bin" / "nvcc" if include else None
+    return str(candidate) if candidate and candidate.is_file() else shutil.which("nvcc")
+
+
+def cuobjdump() -> str | None:
+    """The disassembler: a toolkit's, or the one in the triton wheel that torch's CUDA build brings."""
+    compiler = nvcc()
+    beside = Path(compiler).parent / "cuobjdump" if compiler else None
+    if beside and beside.is_file():
+        return str(beside)
+    spec = importlib.util.find_spec("triton")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        tool = Path(folder) / "backends" / "nvidia" / "bin" / "cuobjdump"
+        if tool.is_file():
+            return str(tool)
+    return shutil.which("cuobjdump")
+
+
+def why_not() -> str | None:
+    """What is missing, if anything."""
+    if nvcc() is None:
+        return "no nvcc to compile the CUDA kernels (set CUDA_HOME to a toolkit)"
+    if cuobjdump() is None:
+        return "no cuobjdump to look at compiled kernels (it comes with a toolkit and with triton)"
+    return None
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one kernel uses: registers a thread, and bytes a thread of stack and local memory."""
+
+    name: str
+    registers: int
+    stack: int
+    local: int
+    max_threads: int | None
+
+
+def compile(source: Path, arch: str) -> Path:
+    """The cubin of one source for one architecture."""
+    arguments = [*FLAGS, f"-arch={arch}", f"-I{build.HERE}", f"-I{build.KERNELS}"]
+    parts = [nvcc() or "", " ".join(arguments), source.read_text(), build.headers_digest()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+    output = build.CACHE / f"{source.stem}.{arch}.{key}.cubin"
+    build.run_compiler([*arguments, str(source)], output, compiler=nvcc())
+    return output
+
+
+def _dump(option: str, code: Path) -> str:
+    environment = {**os.environ, "PATH": f"{Path(cuobjdump() or '').parent}:{os.environ['PATH']}"}  # it calls nvdisasm
+    command = [cuobjdump() or "cuobjdump", option, str(code)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def resources(code: Path) -> list[Kernel]:
+    """All kernels of a cubin."""
+    usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", _dump("-res-usage", code))
+    bounds = {}
+    for section in re.split(r"\n(?=\.nv\.info)", _dump("-elf", code)):
+        name = re.match(r"\.nv\.info\.(\S+)", section)
+        limit = re.search(r"EIATTR_MAX_THREADS\s+Format:\s*\S+\s+Value:\s*((?:0x[0-9a-f]+\s*)+)", section)
+        if name and limit:
+            x, y, z = (int(v, 16) for v in limit[1].split()[:3])
+            bounds[name[1]] = x * y * z
+    return [Kernel(n, int(reg), int(stack), int(local), bounds.get(n)) for n, reg, stack, local in usage]
+
+
+def sass(code: Path) -> str:
+    """The disassembly."""
+    return _dump("-sass", code)

@@ -1,0 +1,52 @@
+// The few functions of the CUDA runtime that launchers call, for a device as emu::options describes it.
+#include <cuda_runtime_api.h>
+
+#include "runtime.h"
+#include "traffic.h"
+
+extern "C" {
+
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "error"; }
+
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = emu::options.compute_capability / 10;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = emu::options.compute_capability % 10;
+      return cudaSuccess;
+    case cudaDevAttrMultiProcessorCount:
+      *value = emu::options.multiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = static_cast<int>(emu::options.smem_limit);
+      return cudaSuccess;
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads, size_t smem,
+                                                                   unsigned) {
+  const int by_threads = 2048 / threads;
+  const int by_smem = smem == 0 ? by_threads : static_cast<int>(emu::options.smem_limit / smem);
+  *blocks = by_threads < by_smem ? by_threads : by_smem;
+  return cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  emu::traffic::fill(static_cast<char*>(p), static_cast<char>(value), bytes);
+  return cudaSuccess;
+}
+
+}  // extern "C"

@@ -1,0 +1,36 @@
+// The faults that kernels carry for the tests of the tests: `if (!RNN_EXT_PLANTED(no_barrier_after_fill))
+// __syncthreads();`. None of them exists on the device. tests/test_cuda_host.py says which build catches which; to see
+// one by hand, run the tests with RNN_EXT_FAULT set to its name.
+#pragma once
+#include <cstring>
+
+namespace emu {
+
+#define EMU_FAULTS(fault)                                                                                         \
+  /* tile.cuh */                                                                                                  \
+  fault(no_barrier_before_fill) fault(no_barrier_after_fill) fault(divergent_barrier) fault(no_row_bound)         \
+      fault(no_k_bound) fault(ragged_tail_not_cleared) fault(shared_index_out_of_range) fault(wrong_fragment_row) \
+          fault(accumulator_not_cleared) fault(no_store_row_bound)                                                \
+              fault(no_store_column_bound) /* forward.cuh, backward.cuh */                                        \
+      fault(shared_memory_too_small) fault(half_of_k_forgotten) fault(every_column_writes_bias)
+
+enum class Fault {
+  kNone,
+#define EMU_FAULT_ENUMERATOR(name) name,
+  EMU_FAULTS(EMU_FAULT_ENUMERATOR)
+#undef EMU_FAULT_ENUMERATOR
+};
+inline Fault planted_fault = Fault::kNone;
+
+// False if there is no fault of that name.
+inline bool plant_fault(const char* name) {
+#define EMU_FAULT_BY_NAME(fault) \
+  if (std::strcmp(name, #fault) == 0) planted_fault = Fault::fault;
+  EMU_FAULTS(EMU_FAULT_BY_NAME)
+#undef EMU_FAULT_BY_NAME
+  return planted_fault != Fault::kNone;
+}
+
+}  // namespace emu
+
+#define RNN_EXT_PLANTED(fault) (::emu::planted_fault == ::emu::Fault::fault)

@@ -1,0 +1,51 @@
+// What the runtime tells AddressSanitizer and ThreadSanitizer; nothing without them.
+//
+// The runtime itself is compiled without -fsanitize, because its bookkeeping is not the kernel's memory traffic. So the
+// build says with EMU_ASAN or EMU_TSAN which sanitizer the rest of the program has.
+#pragma once
+#include <cstddef>
+
+#ifdef EMU_ASAN
+#include <sanitizer/asan_interface.h>
+#endif
+#ifdef EMU_TSAN
+#include <sanitizer/tsan_interface.h>
+#endif
+
+namespace emu {
+
+#ifdef EMU_TSAN
+constexpr bool kTsan = true;
+#else
+constexpr bool kTsan = false;
+#endif
+
+// A point through which one thread's writes become visible to another: the runtime uses one wherever CUDA promises that
+// order, and nowhere else.
+class Edge {
+ public:
+#ifdef EMU_TSAN
+  void release() { __tsan_release(this); }
+  void acquire() { __tsan_acquire(this); }
+#else
+  void release() {}
+  void acquire() {}
+#endif
+
+ private:
+  char anchor_ = 0;
+};
+
+inline void forbid_access([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes) {
+#ifdef EMU_ASAN
+  __asan_poison_memory_region(p, bytes);
+#endif
+}
+
+inline void allow_access([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes) {
+#ifdef EMU_ASAN
+  __asan_unpoison_memory_region(p, bytes);
+#endif
+}
+
+}  // namespace emu

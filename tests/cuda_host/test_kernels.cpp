@@ -1,0 +1,346 @@
+// Every CUDA kernel of the project against a float64 loop, on the host runtime: ragged, strided and misaligned shapes
+// in buffers of exact size, with NaN in every gap between their rows, so that a read outside the matrix shows up.
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "check.h"
+#include "kernels.h"
+
+namespace {
+
+using namespace rnn_ext;
+using namespace rnn_ext::cuda;
+
+// ---- dtypes ---------------------------------------------------------------------------------------------------------
+
+// `unit` is the largest relative error of one rounding to T, `smallest` the largest absolute one among subnormals.
+template <typename T>
+struct Dtype;
+template <>
+struct Dtype<float> {
+  static constexpr const char* name = "float";
+  static constexpr double unit = 0x1p-24, smallest = 0x1p-150;
+  static float from(double v) { return static_cast<float>(v); }
+  static double to(float v) { return v; }
+};
+template <>
+struct Dtype<double> {
+  static constexpr const char* name = "double";
+  static constexpr double unit = 0x1p-53, smallest = 0x1p-1074;
+  static double from(double v) { return v; }
+  static double to(double v) { return v; }
+};
+template <>
+struct Dtype<__half> {
+  static constexpr const char* name = "half";
+  static constexpr double unit = 0x1p-11, smallest = 0x1p-25;
+  static __half from(double v) { return __float2half(static_cast<float>(v)); }
+  static double to(__half v) { return __half2float(v); }
+};
+template <>
+struct Dtype<__nv_bfloat16> {
+  static constexpr const char* name = "bfloat16";
+  static constexpr double unit = 0x1p-8, smallest = 0x1p-134;
+  static __nv_bfloat16 from(double v) { return __float2bfloat16(static_cast<float>(v)); }
+  static double to(__nv_bfloat16 v) { return __bfloat162float(v); }
+};
+
+template <typename T>
+constexpr bool is_16_bit = sizeof(T) == 2;
+template <typename T>
+constexpr double accumulator_unit = is_16_bit<T> ? Dtype<float>::unit : Dtype<T>::unit;
+
+// ---- buffers --------------------------------------------------------------------------------------------------------
+
+enum class Layout {
+  kContiguous,
+  kMisaligned,   // contiguous, starting one element past an aligned address
+  kPaddedRows,   // rows three elements further apart than they are long
+  kTransposed,   // column-major
+  kEverySecond,  // both strides larger than they need be
+};
+constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kMisaligned, Layout::kPaddedRows, Layout::kTransposed,
+                               Layout::kEverySecond};
+
+// A matrix whose allocation ends with its last element.
+template <typename T>
+class Operand {
+ public:
+  Operand(int64_t rows, int64_t columns, Layout layout, check::Random& random) : rows_(rows), columns_(columns) {
+    matrix_.row_stride = columns;
+    int64_t offset = 0;
+    switch (layout) {
+      case Layout::kContiguous:
+        break;
+      case Layout::kMisaligned:
+        offset = 1;
+        break;
+      case Layout::kPaddedRows:
+        matrix_.row_stride = columns + 3;
+        break;
+      case Layout::kTransposed:
+        matrix_.row_stride = 1;
+        matrix_.col_stride = rows;
+        break;
+      case Layout::kEverySecond:
+        matrix_.row_stride = 2 * columns + 1;
+        matrix_.col_stride = 2;
+        break;
+    }
+    const bool empty = rows == 0 || columns == 0;
+    const int64_t size = empty ? 0 : offset + (rows - 1) * matrix_.row_stride + (columns - 1) * matrix_.col_stride + 1;
+    storage_.reset(new T[size]);
+    for (int64_t i = 0; i < size; ++i) storage_[i] = Dtype<T>::from(std::numeric_limits<double>::quiet_NaN());
+    matrix_.data = storage_.get() + offset;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < columns; ++c) at(r, c) = Dtype<T>::from(random.uniform());
+    }
+  }
+
+  const Matrix<T>& matrix() const { return matrix_; }
+  double operator()(int64_t r, int64_t c) const {
+    return Dtype<T>::to(matrix_.data[r * matrix_.row_stride + c * matrix_.col_stride]);
+  }
+
+ private:
+  T& at(int64_t r, int64_t c) {
+    return storage_[matrix_.data - storage_.get() + r * matrix_.row_stride + c * matrix_.col_stride];
+  }
+
+  int64_t rows_, columns_;
+  std::unique_ptr<T[]> storage_;
+  Matrix<T> matrix_;
+};
+
+// A contiguous result, NaN until written.
+template <typename T>
+class Result {
+ public:
+  explicit Result(int64_t size) : size_(size), storage_(new T[size]) { clear(); }
+  void clear() {
+    for (int64_t i = 0; i < size_; ++i) storage_[i] = Dtype<T>::from(std::numeric_limits<double>::quiet_NaN());
+  }
+  T* data() { return storage_.get(); }
+  int64_t size() const { return size_; }
+  double operator[](int64_t i) const { return Dtype<T>::to(storage_[i]); }
+
+ private:
+  int64_t size_;
+  std::unique_ptr<T[]> storage_;
+};
+
+// ---- the reference --------------------------------------------------------------------------------------------------
+
+// A float64 result with the error that the kernel may make: each of `terms` additions and multiplications rounds once
+// in the accumulator's precision, whatever their order, and the result rounds once to T.
+struct Expected {
+  double value = 0, magnitude = 0;
+  int terms = 0;
+
+  void add(double v) {
+    value += v;
+    magnitude += std::fabs(v);
+    ++terms;
+  }
+  template <typename T>
+  double tolerance() const {
+    return (terms + 4) * accumulator_unit<T> * magnitude + Dtype<T>::unit * std::fabs(value) + Dtype<T>::smallest;
+  }
+};
+
+double activate_reference(double z, Nonlinearity f) {
+  if (f == Nonlinearity::kTanh) return std::tanh(z);
+  if (f == Nonlinearity::kRelu) return z < 0 ? 0 : z;
+  return 1 / (1 + std::exp(-z));
+}
+
+double activate_backward_reference(double grad, double output, Nonlinearity f) {
+  if (f == Nonlinearity::kTanh) return grad * (1 - output * output);
+  if (f == Nonlinearity::kRelu) return output > 0 ? grad : 0;
+  return grad * output * (1 - output);
+}
+
+struct Case {
+  int64_t batch, input_size, hidden_size;
+  Layout layout;
+  Nonlinearity nonlinearity;
+  bool hx, bias;
+
+  std::string name() const {
+    char text[160];
+    std::snprintf(text, sizeof text, "B=%d I=%d H=%d layout %d f %d%s%s", int(batch), int(input_size), int(hidden_size),
+                  int(layout), int(nonlinearity), hx ? "" : " no hx", bias ? "" : " no bias");
+    return text;
+  }
+};
+
+template <typename T>
+void compare(const char* kernel, const char* what, const Case& c, int seed, const Result<T>& got,
+             const std::vector<Expected>& expected) {
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double error = std::fabs(got[i] - expected[i].value);
+    if (!(error <= expected[i].tolerance<T>())) {
+      check::report("%s<%s>, %s, seed %d: %s[%zu] is %.9g, expected %.9g", kernel, Dtype<T>::name, c.name().c_str(),
+                    seed, what, i, got[i], expected[i].value);
+      return;
+    }
+  }
+}
+
+template <typename T>
+void test_forward(const ForwardKernel<T>& kernel, const Case& c) {
+  check::Random random(static_cast<uint32_t>(c.batch * 7 + c.input_size * 3 + c.hidden_size));
+  const int64_t B = c.batch, I = c.input_size, H = c.hidden_size;
+  const Operand<T> x(B, I, c.layout, random), h(B, H, c.layout, random), W(H, I, c.layout, random),
+      U(H, H, c.layout, random), b_ih(1, H, Layout::kContiguous, random), b_hh(1, H, Layout::kContiguous, random);
+  Result<T> output(B * H);
+
+  std::vector<Expected> expected(B * H);
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t n = 0; n < H; ++n) {
+      Expected& z = expected[b * H + n];
+      for (int64_t k = 0; k < I; ++k) z.add(x(b, k) * W(n, k));
+      for (int64_t k = 0; c.hx && k < H; ++k) z.add(h(b, k) * U(n, k));
+      if (c.bias) {
+        z.add(b_ih(0, n));
+        z.add(b_hh(0, n));
+      }
+      // No f is steeper than 1, so the error of z bounds that of f(z), but for f's own: a few units in the last place,
+      // and 2^-10.98 where a 16-bit output lets the kernel use tanh.approx.
+      z.value = activate_reference(z.value, c.nonlinearity);
+      z.magnitude += is_16_bit<T> ? std::fabs(z.value) * 0x1p-10 / accumulator_unit<T> / (z.terms + 4) : 1;
+    }
+  }
+
+  ForwardParams<T> p{};
+  p.input = x.matrix();
+  if (c.hx) p.hx = h.matrix();
+  p.weight_ih = W.matrix();
+  p.weight_hh = U.matrix();
+  p.bias_ih = c.bias ? b_ih.matrix().data : nullptr;
+  p.bias_hh = c.bias ? b_hh.matrix().data : nullptr;
+  p.output = output.data();
+  p.batch = B, p.input_size = I, p.hidden_size = H;
+  p.nonlinearity = c.nonlinearity;
+  check::for_each_seed([&](int seed) {
+    output.clear();
+    CHECK(kernel.launch(p, nullptr) == cudaSuccess);
+    compare(kernel.name, "output", c, seed, output, expected);
+  });
+}
+
+// `wanted` is a bit set of the five gradients, in the order of BackwardParams.
+template <typename T>
+void test_backward(const BackwardKernel<T>& kernel, const Case& c, int wanted) {
+  check::Random random(static_cast<uint32_t>(c.batch * 5 + c.input_size * 11 + c.hidden_size));
+  const int64_t B = c.batch, I = c.input_size, H = c.hidden_size;
+  const Operand<T> grad(B, H, c.layout, random), output(B, H, c.layout, random), x(B, I, c.layout, random),
+      h(B, H, c.layout, random), W(H, I, c.layout, random), U(H, H, c.layout, random);
+
+  std::vector<double> dz(B * H);
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t n = 0; n < H; ++n)
+      dz[b * H + n] = activate_backward_reference(grad(b, n), output(b, n), c.nonlinearity);
+  }
+  std::vector<Expected> grad_input(B * I), grad_hx(B * H), grad_W(H * I), grad_U(H * H), grad_bias(H);
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t n = 0; n < H; ++n) {
+      const double d = dz[b * H + n];
+      for (int64_t i = 0; i < I; ++i) grad_input[b * I + i].add(d * W(n, i));
+      for (int64_t i = 0; i < H; ++i) grad_hx[b * H + i].add(d * U(n, i));
+      for (int64_t i = 0; i < I; ++i) grad_W[n * I + i].add(d * x(b, i));
+      for (int64_t i = 0; c.hx && i < H; ++i) grad_U[n * H + i].add(d * h(b, i));
+      grad_bias[n].add(d);
+    }
+  }
+
+  Result<T> got_input(B * I), got_hx(B * H), got_W(H * I), got_U(H * H), got_bias(H), got_bias_copy(H);
+  const auto asked = [&](int bit, Result<T>& r) { return (wanted >> bit & 1) != 0 ? r.data() : nullptr; };
+  BackwardParams<T> p{};
+  p.grad_output = grad.matrix();
+  p.output = output.matrix();
+  p.input = x.matrix();
+  if (c.hx) p.hx = h.matrix();
+  p.weight_ih = W.matrix();
+  p.weight_hh = U.matrix();
+  p.grad_input = asked(0, got_input);
+  p.grad_hx = c.hx ? asked(1, got_hx) : nullptr;
+  p.grad_weight_ih = asked(2, got_W);
+  p.grad_weight_hh = asked(3, got_U);
+  p.grad_bias = asked(4, got_bias);
+  p.grad_bias_copy = c.bias ? asked(4, got_bias_copy) : nullptr;
+  p.batch = B, p.input_size = I, p.hidden_size = H;
+  p.nonlinearity = c.nonlinearity;
+  check::for_each_seed([&](int seed) {
+    for (Result<T>* r : {&got_input, &got_hx, &got_W, &got_U, &got_bias, &got_bias_copy}) r->clear();
+    CHECK(kernel.launch(p, nullptr) == cudaSuccess);
+    if (p.grad_input != nullptr) compare(kernel.name, "grad_input", c, seed, got_input, grad_input);
+    if (p.grad_hx != nullptr) compare(kernel.name, "grad_hx", c, seed, got_hx, grad_hx);
+    if (p.grad_weight_ih != nullptr) compare(kernel.name, "grad_weight_ih", c, seed, got_W, grad_W);
+    if (p.grad_weight_hh != nullptr) compare(kernel.name, "grad_weight_hh", c, seed, got_U, grad_U);
+    if (p.grad_bias != nullptr) compare(kernel.name, "grad_bias", c, seed, got_bias, grad_bias);
+    if (p.grad_bias_copy != nullptr) compare(kernel.name, "grad_bias_copy", c, seed, got_bias_copy, grad_bias);
+  });
+}
+
+// ---- the cases ------------------------------------------------------------------------------------------------------
+
+// Shapes around the tiles' edges, with I != H; every other property changes from one to the next, so that all of their
+// values occur with all kinds of shapes without multiplying up.
+std::vector<Case> cases() {
+  constexpr int64_t kShapes[][3] = {{0, 5, 4},    {1, 1, 1},    {1, 10, 5},  {3, 5, 7},    {5, 0, 6},   {16, 32, 31},
+                                    {17, 33, 35}, {2, 100, 40}, {40, 3, 70}, {65, 20, 66}, {4, 31, 64}, {33, 64, 17}};
+  std::vector<Case> all;
+  int i = 0;
+  for (const auto& s : kShapes) {
+    for (int repeat = 0; repeat < 2; ++repeat, ++i) {
+      all.push_back({s[0], s[1], s[2], kLayouts[(i + repeat * 2) % 5], static_cast<Nonlinearity>((i + repeat) % 3),
+                     i % 4 != 3, i % 5 != 4});
+    }
+  }
+  return all;
+}
+
+template <typename T>
+void test_all_forward(size_t index) {
+  const ForwardKernel<T>& kernel = kForwardKernels<T>[index];
+  for (const Case& c : cases()) {
+    // The launchers of single kernels leave empty outputs to rnn_cell_forward.
+    if (c.batch > 0 || kernel.launch == &rnn_cell_forward<T>) test_forward(kernel, c);
+  }
+}
+
+template <typename T>
+void test_all_backward(size_t index) {
+  constexpr int kAll = 31;
+  constexpr int kWanted[] = {kAll, kAll, 16, kAll, 3, 12, kAll, 20, 9};
+  int i = 0;
+  for (const Case& c : cases()) test_backward(kBackwardKernels<T>[index], c, kWanted[i++ % 9]);
+}
+
+// One test a kernel of the table, over all dtypes.
+const bool registered = [] {
+  for (size_t i = 0; i < std::size(kForwardKernels<float>); ++i) {
+    check::tests().push_back({kForwardKernels<float>[i].name, [i] {
+                                test_all_forward<float>(i);
+                                test_all_forward<double>(i);
+                                test_all_forward<__half>(i);
+                                test_all_forward<__nv_bfloat16>(i);
+                              }});
+  }
+  for (size_t i = 0; i < std::size(kBackwardKernels<float>); ++i) {
+    check::tests().push_back({kBackwardKernels<float>[i].name, [i] {
+                                test_all_backward<float>(i);
+                                test_all_backward<double>(i);
+                                test_all_backward<__half>(i);
+                                test_all_backward<__nv_bfloat16>(i);
+                              }});
+  }
+  return true;
+}();
+
+}  // namespace
+
+int main(int argc, char** argv) { return check::run_all(argc, argv); }

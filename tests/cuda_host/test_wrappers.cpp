@@ -1,0 +1,543 @@
+// The host runtime and every wrapper of ptx.cuh, one test each, against plain arithmetic.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "check.h"
+#include "ptx.cuh"
+
+namespace {
+
+using namespace rnn_ext::cuda;
+using check::contains;
+using check::error_of;
+using check::for_each_seed;
+
+constexpr unsigned kAll = 0xffffffffu;
+
+template <typename T, size_t n>
+struct Array {
+  T v[n];
+};
+
+// ---- threads, barriers ----------------------------------------------------------------------------------------------
+
+__global__ void write_indices(int* out) {
+  const int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+  const int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  out[block * static_cast<int>(blockDim.x * blockDim.y * blockDim.z) + thread] = block * 1000 + thread;
+}
+
+TEST(every_thread_runs_once) {
+  for_each_seed([](int) {
+    std::vector<int> out(2 * 3 * 2 * 40, -1);
+    RNN_EXT_LAUNCH(write_indices, dim3(2, 3, 2), dim3(5, 4, 2), 0, nullptr, out.data());
+    for (size_t i = 0; i < out.size(); ++i) CHECK(out[i] == static_cast<int>(i / 40 * 1000 + i % 40));
+  });
+}
+
+__global__ void reverse(const int* in, int* out) {
+  using Smem = Array<int, 96>;
+  RNN_EXT_SMEM(Smem, s);
+  for (int round = 0; round < 3; ++round) {
+    s.v[threadIdx.x] = in[threadIdx.x] + round;
+    __syncthreads();
+    out[round * 96 + threadIdx.x] = s.v[95 - threadIdx.x];
+    __syncthreads();
+  }
+}
+
+TEST(syncthreads_orders_shared_memory) {
+  std::vector<int> in(96);
+  std::iota(in.begin(), in.end(), 0);
+  for_each_seed([&](int) {
+    std::vector<int> out(3 * 96);
+    RNN_EXT_LAUNCH(reverse, dim3(1), dim3(96), sizeof(int) * 96, nullptr, in.data(), out.data());
+    for (int i = 0; i < 3 * 96; ++i) CHECK(out[i] == 95 - i % 96 + i / 96);
+  });
+}
+
+__global__ void count_votes(int* out) {
+  for (int i = 0; i < 3; ++i) {
+    out[threadIdx.x] += __syncthreads_count(static_cast<int>(threadIdx.x) < 10 * i);
+    out[threadIdx.x] += 1000 * __syncthreads_or(threadIdx.x == 63 && i == 1);
+    out[threadIdx.x] += 10000 * __syncthreads_and(threadIdx.x != 5 || i == 2);
+  }
+}
+
+TEST(syncthreads_votes) {
+  for_each_seed([](int) {
+    std::vector<int> out(64);
+    RNN_EXT_LAUNCH(count_votes, dim3(1), dim3(64), 0, nullptr, out.data());
+    for (int v : out) CHECK(v == 0 + 10 + 20 + 1000 + 10000);
+  });
+}
+
+// Warps 0 and 1 produce, warps 2 and 3 consume; only consumers wait.
+__global__ void produce_consume(int* out) {
+  using Smem = Array<int, 64>;
+  RNN_EXT_SMEM(Smem, s);
+  if (threadIdx.x < 64) {
+    s.v[threadIdx.x] = static_cast<int>(threadIdx.x);
+    ptx::named_barrier_arrive(3, 128);
+  } else {
+    ptx::named_barrier_sync(3, 128);
+    out[threadIdx.x - 64] = s.v[127 - threadIdx.x];
+  }
+}
+
+TEST(named_barrier) {
+  for_each_seed([](int) {
+    std::vector<int> out(64);
+    RNN_EXT_LAUNCH(produce_consume, dim3(1), dim3(128), 256, nullptr, out.data());
+    for (int i = 0; i < 64; ++i) CHECK(out[i] == 63 - i);
+  });
+}
+
+// ---- warps ----------------------------------------------------------------------------------------------------------
+
+__global__ void shuffles(int* out) {
+  const int lane = static_cast<int>(threadIdx.x);
+  int* const mine = out + lane * 7;
+  mine[0] = __shfl_sync(kAll, lane, 5);
+  mine[1] = __shfl_sync(kAll, lane, lane + 9, 8);
+  mine[2] = __shfl_xor_sync(kAll, lane, 6);
+  mine[3] = __shfl_up_sync(kAll, lane, 3);
+  mine[4] = __shfl_down_sync(kAll, lane, 3);
+  mine[5] = __shfl_down_sync(kAll, lane, 3, 16);
+  mine[6] = static_cast<int>(__shfl_xor_sync(kAll, lane * 0.5, 1) * 2);
+}
+
+TEST(shuffles_move_values) {
+  for_each_seed([](int) {
+    std::vector<int> out(32 * 7);
+    RNN_EXT_LAUNCH(shuffles, dim3(1), dim3(32), 0, nullptr, out.data());
+    for (int l = 0; l < 32; ++l) {
+      const int* mine = &out[l * 7];
+      CHECK(mine[0] == 5);
+      CHECK(mine[1] == l / 8 * 8 + (l + 9) % 8);
+      CHECK(mine[2] == (l ^ 6));
+      CHECK(mine[3] == (l < 3 ? l : l - 3));
+      CHECK(mine[4] == (l + 3 < 32 ? l + 3 : l));
+      CHECK(mine[5] == (l % 16 + 3 < 16 ? l + 3 : l));
+      CHECK(mine[6] == (l ^ 1));
+    }
+  });
+}
+
+__global__ void votes(unsigned* out) {
+  const int lane = static_cast<int>(threadIdx.x);
+  out[lane * 3] = __ballot_sync(kAll, lane % 3 == 0);
+  const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
+  out[lane * 3 + 1] = __any_sync(half, lane == 20);
+  out[lane * 3 + 2] = __all_sync(half, lane < 16);
+}
+
+TEST(votes_respect_the_mask) {
+  for_each_seed([](int) {
+    std::vector<unsigned> out(32 * 3);
+    RNN_EXT_LAUNCH(votes, dim3(1), dim3(32), 0, nullptr, out.data());
+    for (unsigned l = 0; l < 32; ++l) {
+      CHECK(out[l * 3] == 0x49249249u);
+      CHECK(out[l * 3 + 1] == (l >= 16));
+      CHECK(out[l * 3 + 2] == (l < 16));
+    }
+  });
+}
+
+__global__ void stage_in_warp(int* out) {
+  using Smem = Array<int, 32>;
+  RNN_EXT_SMEM(Smem, s);
+  s.v[threadIdx.x] = static_cast<int>(threadIdx.x);
+  __syncwarp();
+  out[threadIdx.x] = s.v[31 - threadIdx.x];
+}
+
+TEST(syncwarp_orders_shared_memory) {
+  for_each_seed([](int) {
+    std::vector<int> out(32);
+    RNN_EXT_LAUNCH(stage_in_warp, dim3(1), dim3(32), 128, nullptr, out.data());
+    for (int i = 0; i < 32; ++i) CHECK(out[i] == 31 - i);
+  });
+}
+
+__global__ void partial_warp(int* out) {
+  int v = static_cast<int>(threadIdx.x);
+  for (int d = 16; d > 0; d /= 2) v = max(v, __shfl_xor_sync(kAll, v, d));
+  out[threadIdx.x] = v;
+}
+
+TEST(lanes_a_block_does_not_have_do_not_block_a_warp) {
+  std::vector<int> out(40);
+  RNN_EXT_LAUNCH(partial_warp, dim3(1), dim3(40), 0, nullptr, out.data());
+  CHECK(out[0] == 31);
+}
+
+// ---- atomics and order between blocks -------------------------------------------------------------------------------
+
+__global__ void add_atomically(int* sum, float* fsum, unsigned* highest) {
+  atomicAdd(sum, 2);
+  atomicAdd(fsum, 0.5f);
+  atomicMax(highest, blockIdx.x * blockDim.x + threadIdx.x);
+}
+
+TEST(atomics) {
+  for_each_seed([](int) {
+    int sum = 0;
+    float fsum = 0;
+    unsigned highest = 0;
+    RNN_EXT_LAUNCH(add_atomically, dim3(3), dim3(64), 0, nullptr, &sum, &fsum, &highest);
+    CHECK(sum == 2 * 192);
+    CHECK(fsum == 96.f);
+    CHECK(highest == 191);
+  });
+}
+
+// Every block writes its partial sums; the last one to count adds them up.
+__global__ void last_block_reduces(uint32_t* counter, int* partial, int* out) {
+  using Smem = Array<bool, 1>;
+  RNN_EXT_SMEM(Smem, is_last);
+  partial[blockIdx.x * blockDim.x + threadIdx.x] = static_cast<int>(blockIdx.x + threadIdx.x);
+  __syncthreads();
+  if (threadIdx.x == 0) is_last.v[0] = ptx::atomic_inc_acq_rel(counter, gridDim.x - 1) == gridDim.x - 1;
+  __syncthreads();
+  if (!is_last.v[0]) return;
+  int sum = 0;
+  for (unsigned b = 0; b < gridDim.x; ++b) sum += partial[b * blockDim.x + threadIdx.x];
+  out[threadIdx.x] = sum;
+}
+
+TEST(last_block_sees_what_the_others_wrote) {
+  for_each_seed([](int) {
+    uint32_t counter = 0;
+    std::vector<int> partial(5 * 64), out(64);
+    RNN_EXT_LAUNCH(last_block_reduces, dim3(5), dim3(64), 1, nullptr, &counter, partial.data(), out.data());
+    CHECK(counter == 0);
+    for (int i = 0; i < 64; ++i) CHECK(out[i] == 5 * i + 10);
+  });
+}
+
+// A barrier of the whole grid out of the release/acquire wrappers.
+__global__ void pass_along(uint32_t* counter, uint32_t* flag, int* data, int* out) {
+  data[blockIdx.x * blockDim.x + threadIdx.x] = static_cast<int>(blockIdx.x);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (blockIdx.x % 2 == 0) {
+      ptx::red_add_release(counter, 1);
+    } else {
+      ptx::atomic_add_acq_rel(counter, 1);
+    }
+    ptx::wait_at_least(counter, gridDim.x);
+    if (blockIdx.x == 0) ptx::st_release(flag, 7);
+    ptx::wait_at_least(flag, 7);
+  }
+  __syncthreads();
+  const unsigned next = (blockIdx.x + 1) % gridDim.x;
+  out[blockIdx.x * blockDim.x + threadIdx.x] = data[next * blockDim.x + threadIdx.x];
+}
+
+TEST(resident_blocks_wait_for_each_other) {
+  for_each_seed([](int) {
+    emu::options.resident_blocks = 0;
+    uint32_t counter = 0, flag = 0;
+    std::vector<int> data(4 * 32), out(4 * 32);
+    RNN_EXT_LAUNCH(pass_along, dim3(4), dim3(32), 0, nullptr, &counter, &flag, data.data(), out.data());
+    for (int i = 0; i < 4 * 32; ++i) CHECK(out[i] == (i / 32 + 1) % 4);
+  });
+}
+
+// ---- cp.async -------------------------------------------------------------------------------------------------------
+
+template <int kBytes>
+__global__ void copy_async(const char* in, char* out, int size) {
+  using Smem = Array<char, 64 * kBytes>;
+  RNN_EXT_SMEM(Smem, s);
+  const int at = static_cast<int>(threadIdx.x) * kBytes;
+  const int valid = max(0, min(kBytes, size - at));
+  ptx::cp_async<kBytes>(&s.v[at], valid > 0 ? in + at : in, valid);
+  ptx::cp_async_commit();
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<1>();
+  __syncthreads();
+  for (int i = 0; i < kBytes; ++i) out[threadIdx.x * kBytes + i] = s.v[63 * kBytes - at + i];
+}
+
+template <int kBytes>
+void test_copy_async(int size) {
+  // 16-byte aligned, and of exact size: AddressSanitizer would see a read past `size`.
+  std::vector<char> in(size), out(64 * kBytes);
+  for (int i = 0; i < size; ++i) in[i] = static_cast<char>(i % 100 + 1);
+  RNN_EXT_LAUNCH(copy_async<kBytes>, dim3(1), dim3(64), 64 * kBytes, nullptr, in.data(), out.data(), size);
+  for (int i = 0; i < 64 * kBytes; ++i) {
+    const int from = (63 - i / kBytes) * kBytes + i % kBytes;
+    CHECK(out[i] == (from < size ? in[from] : 0));
+  }
+}
+
+TEST(cp_async_copies_and_fills_with_zero) {
+  for_each_seed([](int) {
+    for (int size : {64 * 16, 333, 2}) test_copy_async<16>(size);
+    test_copy_async<8>(300);
+    test_copy_async<4>(101);
+  });
+}
+
+__global__ void read_too_early(const float* in, float* out, bool wait) {
+  using Smem = Array<float, 128>;
+  RNN_EXT_SMEM(Smem, s);
+  ptx::cp_async<16>(&s.v[threadIdx.x * 4], in + threadIdx.x * 4, 16);
+  ptx::cp_async_commit();
+  if (wait) ptx::cp_async_wait<0>();
+  out[threadIdx.x] = s.v[threadIdx.x * 4];
+  ptx::cp_async_wait<0>();
+}
+
+TEST(cp_async_has_not_arrived_before_the_wait) {
+  std::vector<float> in(128, 1.f), out(32);
+  emu::options.late_engines = true;
+  RNN_EXT_LAUNCH(read_too_early, dim3(1), dim3(32), 512, nullptr, in.data(), out.data(), true);
+  for (float v : out) CHECK(v == 1.f);
+  RNN_EXT_LAUNCH(read_too_early, dim3(1), dim3(32), 512, nullptr, in.data(), out.data(), false);
+  for (float v : out) CHECK(std::isnan(v));
+}
+
+// ---- tensor cores ---------------------------------------------------------------------------------------------------
+
+template <bool kTransposed>
+__global__ void load_matrices(const uint16_t* in, uint32_t* x4, uint32_t* x2) {
+  using Smem = Array<uint16_t, 32 * 8>;
+  RNN_EXT_SMEM(Smem, s);
+  for (int i = 0; i < 8; ++i) s.v[threadIdx.x * 8 + i] = in[threadIdx.x * 8 + i];
+  __syncwarp();
+  uint32_t four[4], two[2];
+  ptx::ldmatrix_x4<kTransposed>(four, &s.v[threadIdx.x * 8]);
+  ptx::ldmatrix_x2<kTransposed>(two, &s.v[threadIdx.x % 16 * 8]);
+  for (int i = 0; i < 4; ++i) x4[threadIdx.x * 4 + i] = four[i];
+  for (int i = 0; i < 2; ++i) x2[threadIdx.x * 2 + i] = two[i];
+}
+
+template <bool kTransposed>
+void test_load_matrices() {
+  std::vector<uint16_t> in(256);
+  std::iota(in.begin(), in.end(), uint16_t{100});
+  std::vector<uint32_t> x4(128), x2(64);
+  RNN_EXT_LAUNCH(load_matrices<kTransposed>, dim3(1), dim3(32), 512, nullptr, in.data(), x4.data(), x2.data());
+  for (int l = 0; l < 32; ++l) {
+    for (int i = 0; i < 4; ++i) {
+      const auto at = [&](int r, int c) { return uint32_t{in[i * 64 + (kTransposed ? c * 8 + r : r * 8 + c)]}; };
+      const uint32_t expected = at(l / 4, l % 4 * 2) | at(l / 4, l % 4 * 2 + 1) << 16;
+      CHECK(x4[l * 4 + i] == expected);
+      if (i < 2) CHECK(x2[l * 2 + i] == expected);
+    }
+  }
+}
+
+TEST(ldmatrix) {
+  for_each_seed([](int) {
+    test_load_matrices<false>();
+    test_load_matrices<true>();
+  });
+}
+
+// One warp multiplies A (16 x K, row-major) and B (K x 8, column-major), both as float, gathered with plain index
+// arithmetic; `pack(x, y)` is what one register holds.
+struct PackTf32 {
+  static constexpr int K = 8;
+  static __device__ uint32_t pack(float x, float) { return ptx::to_tf32(x); }
+  static __device__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    ptx::mma_m16n8k8_tf32(c, a, b);
+  }
+};
+template <typename T>
+struct PackHalves {
+  static constexpr int K = 16;
+  static __device__ uint32_t pack(float x, float y) {
+    const T halves[2] = {T(x), T(y)};
+    uint32_t r;
+    std::memcpy(&r, halves, 4);
+    return r;
+  }
+  static __device__ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    ptx::mma_m16n8k16<T>(c, a, b);
+  }
+};
+
+template <typename P>
+__global__ void multiply(const float* A, const float* B, float* C) {
+  constexpr int K = P::K;
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, k = lane % 4 * (K / 8);
+  const auto from_a = [&](int r, int c) { return P::pack(A[r * K + c], c + 1 < K ? A[r * K + c + 1] : 0.f); };
+  const auto from_b = [&](int r, int c) { return P::pack(B[c * K + r], r + 1 < K ? B[c * K + r + 1] : 0.f); };
+  const uint32_t a[4] = {from_a(g, k), from_a(g + 8, k), from_a(g, k + K / 2), from_a(g + 8, k + K / 2)};
+  const uint32_t b[2] = {from_b(k, g), from_b(k + K / 2, g)};
+  float c[4];
+  for (int i = 0; i < 4; ++i) c[i] = C[(g + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2];
+  P::mma(c, a, b);
+  for (int i = 0; i < 4; ++i) C[(g + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = c[i];
+}
+
+template <typename P>
+void test_multiply() {
+  constexpr int K = P::K;
+  // Small integers: exact in every format, so the result has to be exact too.
+  check::Random random(1);
+  std::vector<float> A(16 * K), B(8 * K), C(16 * 8), expected;
+  for (auto* m : {&A, &B, &C}) std::generate(m->begin(), m->end(), [&] { return float(random.bits() % 17) - 8.f; });
+  expected = C;
+  for (int i = 0; i < 16; ++i) {
+    for (int j = 0; j < 8; ++j) {
+      for (int k = 0; k < K; ++k) expected[i * 8 + j] += A[i * K + k] * B[j * K + k];
+    }
+  }
+  RNN_EXT_LAUNCH(multiply<P>, dim3(1), dim3(32), 0, nullptr, A.data(), B.data(), C.data());
+  CHECK(C == expected);
+}
+
+TEST(mma_tf32) { test_multiply<PackTf32>(); }
+TEST(mma_f16) { test_multiply<PackHalves<__half>>(); }
+TEST(mma_bf16) { test_multiply<PackHalves<__nv_bfloat16>>(); }
+
+__global__ void multiply_f64(const double* A, const double* B, double* C) {
+  const int g = static_cast<int>(threadIdx.x) / 4, t = static_cast<int>(threadIdx.x) % 4;
+  double c[2] = {C[g * 8 + t * 2], C[g * 8 + t * 2 + 1]};
+  ptx::mma_m8n8k4_f64(c, A[g * 4 + t], B[g * 4 + t]);
+  C[g * 8 + t * 2] = c[0];
+  C[g * 8 + t * 2 + 1] = c[1];
+}
+
+TEST(mma_f64) {
+  check::Random random(2);
+  std::vector<double> A(32), B(32), C(64), expected;
+  for (auto* m : {&A, &B, &C}) std::generate(m->begin(), m->end(), [&] { return double(random.bits() % 1001); });
+  expected = C;
+  for (int i = 0; i < 64; ++i) {
+    for (int k = 0; k < 4; ++k) expected[i] += A[i / 8 * 4 + k] * B[i % 8 * 4 + k];
+  }
+  RNN_EXT_LAUNCH(multiply_f64, dim3(1), dim3(32), 0, nullptr, A.data(), B.data(), C.data());
+  CHECK(C == expected);
+}
+
+TEST(to_tf32_rounds_to_nearest) {
+  CHECK(ptx::to_tf32(1.0f) == 0x3f800000u);
+  CHECK(ptx::to_tf32(__uint_as_float(0x3f801000u)) == 0x3f802000u);  // a tie goes away from zero
+  CHECK(ptx::to_tf32(__uint_as_float(0xbf801000u)) == 0xbf802000u);
+  CHECK(ptx::to_tf32(__uint_as_float(0x3f800fffu)) == 0x3f800000u);
+  CHECK(ptx::to_tf32(INFINITY) == 0x7f800000u);
+  CHECK(std::isnan(__uint_as_float(ptx::to_tf32(NAN))));
+}
+
+TEST(tanh_approx_stays_within_its_error) {
+  for (float x = -9.f; x < 9.f; x += 0.0371f) {
+    CHECK(std::fabs(ptx::tanh_approx(x) - std::tanh(double{x})) <= 0x1p-10 * std::fabs(std::tanh(double{x})));
+  }
+  CHECK(ptx::tanh_approx(INFINITY) == 1.f);
+  CHECK(ptx::tanh_approx(-INFINITY) == -1.f);
+  CHECK(std::isnan(ptx::tanh_approx(NAN)));
+}
+
+// ---- what must not pass ---------------------------------------------------------------------------------------------
+
+__global__ void diverge_at_barrier(int waiting) {
+  if (static_cast<int>(threadIdx.x) < waiting) __syncthreads();
+}
+
+TEST(a_deadlock_names_thread_and_line) {
+  const std::string report = error_of([] { RNN_EXT_LAUNCH(diverge_at_barrier, dim3(1), dim3(64), 0, nullptr, 63); });
+  CHECK(contains(report, "diverge_at_barrier"));
+  CHECK(contains(report, "63 threads, the first 0, wait in __syncthreads at test_wrappers.cpp:"));
+  CHECK(contains(report, "1 threads, the first 63, have returned"));
+}
+
+__global__ void two_barriers() {
+  if (threadIdx.x < 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+TEST(syncthreads_in_two_places_is_refused) {
+  CHECK(contains(error_of([] { RNN_EXT_LAUNCH(two_barriers, dim3(1), dim3(64), 0, nullptr); }), "while other threads"));
+}
+
+__global__ void wrong_mask() {
+  if (threadIdx.x < 16) __shfl_sync(0xffff0000u, 1, 0);
+}
+
+TEST(a_lane_outside_its_own_mask_is_refused) {
+  CHECK(contains(error_of([] { RNN_EXT_LAUNCH(wrong_mask, dim3(1), dim3(32), 0, nullptr); }), "not in its own mask"));
+}
+
+__global__ void use_shared_memory() {
+  using Smem = Array<float, 64>;
+  RNN_EXT_SMEM(Smem, s);
+  s.v[threadIdx.x] = 0;
+}
+
+TEST(launch_limits) {
+  const auto launch = [](dim3 grid, dim3 block, size_t smem) {
+    return error_of([&] { RNN_EXT_LAUNCH(use_shared_memory, grid, block, smem, nullptr); });
+  };
+  CHECK(contains(launch(dim3(0), dim3(32), 256), "the grid is empty"));
+  CHECK(contains(launch(dim3(1, 65536), dim3(32), 256), "the grid is larger"));
+  CHECK(contains(launch(dim3(1), dim3(1025), 256), "the block is larger"));
+  CHECK(contains(launch(dim3(1), dim3(1, 1, 65), 256), "the block is larger"));
+  CHECK(contains(launch(dim3(1), dim3(32), 228 * 1024), "shared memory"));
+  CHECK(contains(launch(dim3(1), dim3(32), 252), "uses 256 bytes of shared memory"));
+}
+
+__global__ void copy_misaligned(const float* in, int global_offset, int shared_offset) {
+  using Smem = Array<float, 8>;
+  RNN_EXT_SMEM(Smem, s);
+  ptx::cp_async<16>(&s.v[shared_offset], in + global_offset, 16);
+  ptx::cp_async_wait<0>();
+}
+
+TEST(cp_async_checks_its_addresses) {
+  const std::vector<float> in(8);
+  const auto launch = [&](int global_offset, int shared_offset) {
+    return error_of([&] {
+      RNN_EXT_LAUNCH(copy_misaligned, dim3(1), dim3(1), 32, nullptr, in.data(), global_offset, shared_offset);
+    });
+  };
+  CHECK(contains(launch(1, 0), "misaligned, the global address is 4 bytes past"));
+  CHECK(contains(launch(0, 1), "misaligned, shared offset 4"));
+  CHECK(contains(launch(0, 8), "outside the block's 32 bytes"));
+}
+
+__global__ void leave_copies_behind(const float* in) {
+  using Smem = Array<float, 4>;
+  RNN_EXT_SMEM(Smem, s);
+  ptx::cp_async<16>(s.v, in, 16);
+}
+
+TEST(unfinished_copies_are_reported) {
+  const std::vector<float> in(4);
+  emu::options.late_engines = true;
+  CHECK(contains(error_of([&] { RNN_EXT_LAUNCH(leave_copies_behind, dim3(1), dim3(1), 16, nullptr, in.data()); }),
+                 "still in flight"));
+}
+
+__global__ void read_unwritten(float* out) {
+  using Smem = Array<float, 1>;
+  RNN_EXT_SMEM(Smem, s);
+  out[0] = s.v[0];
+}
+
+TEST(shared_memory_starts_as_nan) {
+  float out = 0;
+  RNN_EXT_LAUNCH(read_unwritten, dim3(1), dim3(1), 4, nullptr, &out);
+  CHECK(std::isnan(out));
+}
+
+__global__ void poll_forever(const uint32_t* flag) { ptx::wait_at_least(flag, 1); }
+
+TEST(endless_polling_is_reported) {
+  const uint32_t flag = 0;
+  CHECK(contains(error_of([&] { RNN_EXT_LAUNCH(poll_forever, dim3(1), dim3(1), 0, nullptr, &flag); }),
+                 "polls without end"));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) { return check::run_all(argc, argv); }

@@ -1,0 +1,345 @@
+"""The CUDA kernels, compiled by g++ and run on the CPU: see csrc/README.md and tests/cuda_host/runtime.h."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_host import build, cubin
+
+needs_host = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
+
+# How many schedules: sanitizers find a fault in any of them, the plain build only where the order shows it.
+SEEDS = {"plain": 16, "asan": 2, "tsan": 1}
+
+
+def check_run(program, variant: build.Variant, *arguments: str) -> None:
+    done = build.run(program, variant, *arguments)
+    if done.returncode != 0:
+        pytest.fail(f"{program.name} {' '.join(arguments)}: exit status {done.returncode}\n{report_of(done.stdout)}")
+
+
+def report_of(output: str) -> str:
+    """The part of an output that says what went wrong: failed checks, and a sanitizer's first report."""
+    lines = output.splitlines()
+    reports = re.compile(r"ERROR: \w+Sanitizer|WARNING: Thr|runtime error")
+    start = next((i for i, line in enumerate(lines) if reports.search(line)), 0)
+    shown = [line for line in lines if line.startswith("FAIL")][:10] + lines[start : start + 60]
+    return "\n".join(line[:300] for line in shown)
+
+
+@pytest.fixture(params=["tsan", "asan", "plain"])  # the slowest first
+def variant(request: pytest.FixtureRequest) -> build.Variant:
+    return build.VARIANTS[request.param]
+
+
+@needs_host
+def test_runtime_and_wrappers(variant: build.Variant) -> None:
+    check_run(build.wrappers_program(variant), variant, "--seeds", str(SEEDS[variant.name]))
+
+
+@needs_host
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_kernels(direction: str, variant: build.Variant) -> None:
+    check_run(build.kernels_program(variant), variant, "--seeds", str(SEEDS[variant.name]), direction)
+
+
+# ---- tests of the tests: each planted fault is caught, by these builds at least ----------------------------------------
+
+# fault: (tests to run, {build: what its report must say}). The plain build says which element is wrong or what was
+# misused; a sanitizer must name the kernel's file and line.
+WRONG = r"FAIL .* expected"
+IN_TILE = r"tile\.cuh:\d+"
+FAULTS = {
+    "no_barrier_before_fill": ("forward_tiled_small", {"plain": WRONG, "tsan": IN_TILE}),
+    "no_barrier_after_fill": ("forward_tiled_small", {"plain": WRONG, "tsan": IN_TILE}),
+    "divergent_barrier": ("forward_tiled_small", {"plain": r"tile\.cuh:\d+: __syncthreads while other threads"}),
+    "no_row_bound": ("forward_tiled_small", {"asan": IN_TILE}),
+    "no_k_bound": ("forward_tiled_small", {"plain": WRONG, "asan": IN_TILE}),
+    "ragged_tail_not_cleared": ("forward_tiled_small", {"plain": WRONG}),
+    "shared_index_out_of_range": ("forward_tiled_small", {"plain": WRONG, "asan": IN_TILE}),
+    "wrong_fragment_row": ("forward_tiled_small", {"plain": WRONG}),
+    "accumulator_not_cleared": ("forward_tiled_small", {"plain": WRONG}),
+    "no_store_row_bound": ("backward_tiled_small", {"asan": r"tile\.cuh:\d+|backward\.cuh:\d+"}),
+    "no_store_column_bound": ("backward_tiled_small", {"asan": r"tile\.cuh:\d+|backward\.cuh:\d+"}),
+    "shared_memory_too_small": ("forward_tiled_small", {"plain": r"forward\.cuh:\d+: the kernel uses \d+ bytes"}),
+    "half_of_k_forgotten": ("forward_tiled_small", {"plain": WRONG}),
+    "every_column_writes_bias": ("backward_tiled_small", {"tsan": r"backward\.cuh:\d+"}),
+}
+
+
+def declared_faults() -> list[str]:
+    text = (build.HERE / "faults.h").read_text()
+    return re.findall(r"fault\((\w+)\)", text)
+
+
+def test_every_planted_fault_has_its_test() -> None:
+    assert sorted(declared_faults()) == sorted(FAULTS)
+    sources = "".join(f.read_text() for f in sorted(build.KERNELS.glob("*.cu*")))
+    for fault in FAULTS:
+        assert f"RNN_EXT_PLANTED({fault})" in sources, f"no kernel carries {fault}"
+
+
+@needs_host
+@pytest.mark.skipif("RNN_EXT_FAULT" in os.environ, reason="a fault is planted by hand")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_caught(fault: str) -> None:
+    tests, builds = FAULTS[fault]
+    for name, expected in builds.items():
+        variant = build.VARIANTS[name]
+        seeds = {"plain": "4", "asan": "1", "tsan": "1"}[name]
+        done = build.run(build.kernels_program(variant), variant, "--fault", fault, "--seeds", seeds, tests)
+        assert done.returncode != 0, f"the {name} build does not notice {fault}"
+        assert re.search(expected, done.stdout), f"{name} build, {fault}:\n{report_of(done.stdout)}"
+
+
+# ---- the discipline that lets one source run on both machines ----------------------------------------------------------
+
+# What must not stand in a kernel file, and the files that are there for it.
+BREACHES = {
+    r"\basm\b": ("ptx.cuh", "ptx_sm90.cuh"),
+    r"\b__shared__\b": ("launch.cuh",),
+    r"<<<": (),
+    r"\b(__nanosleep|volatile|__threadfence\w*|__CUDA_ARCH__)\b": ("ptx.cuh", "ptx_sm90.cuh"),
+    r"\bwhile\s*\([^;]*\b(ld_acquire|try_wait|atomic\w*)": ("ptx.cuh", "ptx_sm90.cuh"),
+    r"\batomic(Add|Sub|Max|Min|Exch|CAS|Inc|Or)\s*\(": (),  # order between blocks: the release/acquire wrappers
+    r"\bcooperative_groups\b|\bcuda::(atomic|barrier)": (),
+    r"#\s*include\s*[<\"](torch|ATen|c10|pybind11)/": (),
+}
+
+
+def breaches(name: str, text: str) -> list[str]:
+    """What in a kernel file keeps it from running on the host, as `file:line: text`."""
+    found = []
+    code = re.sub(r"/\*.*?\*/|//[^\n]*", lambda m: "\n" * m[0].count("\n"), text, flags=re.DOTALL)
+    for number, line in enumerate(code.splitlines(), 1):
+        for pattern, allowed in BREACHES.items():
+            if name not in allowed and re.search(pattern, line):
+                found.append(f"{name}:{number}: {line.strip()}")
+    for struct in re.findall(r"RNN_EXT_SMEM\((\w+),", code):
+        if name != "launch.cuh" and not re.search(rf"static_assert\(sizeof\({struct}\)", code):
+            found.append(f"{name}: no static_assert on the size of {struct}")
+    return found
+
+
+def kernel_files() -> list[Path]:
+    return sorted([*build.KERNELS.glob("*.cu*"), *build.KERNELS.glob("*.h")])
+
+
+@pytest.mark.parametrize("file", kernel_files(), ids=lambda f: f.name)
+def test_kernel_sources_keep_to_the_discipline(file: Path) -> None:
+    assert breaches(file.name, file.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        'asm volatile("bar.sync 0;");',
+        "__shared__ float tile[32];",
+        "kernel<<<grid, block>>>(p);",
+        "while (ptx::ld_acquire(counter) < n) {}",
+        "volatile int flag;",
+        "atomicAdd(&sum, x);",
+        "__threadfence();",
+        "#if __CUDA_ARCH__ >= 800",
+        "#include <ATen/ATen.h>",
+        "RNN_EXT_SMEM(Smem, smem);",
+    ],
+)
+def test_breaches_are_seen(code: str) -> None:
+    assert breaches("kernel.cuh", f"void f() {{\n  {code}\n}}\n")
+    assert not breaches("kernel.cuh", f"// {code}\n")
+
+
+# ---- what the host cannot see: the compiled code -----------------------------------------------------------------------
+
+needs_nvcc = pytest.mark.skipif(cubin.why_not() is not None, reason=cubin.why_not() or "")
+
+# Instructions that the code of an architecture must contain, in some kernel of the file.
+REQUIRED = {
+    "forward.cu": {"sm_75": ["FFMA", "DFMA", r"BAR\.SYNC"]},
+    "backward.cu": {"sm_75": ["FFMA", "DFMA", r"BAR\.SYNC"]},
+    "golden.cu": {
+        "sm_75": [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.2", r"MUFU\.TANH", r"ATOMG?\.E\.INC\.STRONG\.GPU"],
+        "sm_80": [
+            r"LDGSTS\.E\.BYPASS\.128",
+            r"LDGDEPBAR",
+            r"HMMA\.1688\.F32\.TF32",
+            r"HMMA\.16816\.F32 ",
+            r"HMMA\.16816\.F32\.BF16",
+            r"DMMA",
+        ],
+    },
+}
+ARCHS = ["sm_75", "sm_80", "sm_90a"]
+
+
+def required(file: str, arch: str) -> list[str]:
+    """What is required from `arch` downwards."""
+    return [op for a in ARCHS[: ARCHS.index(arch) + 1] for op in REQUIRED.get(file, {}).get(a, [])]
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("file", [*sorted(build.KERNELS.glob("*.cu")), build.HERE / "golden.cu"], ids=lambda f: f.name)
+def test_compiled_code(file: Path, arch: str) -> None:
+    code = cubin.compile(file, arch)
+    kernels = cubin.resources(code)
+    assert kernels
+    for kernel in kernels:
+        assert kernel.stack == kernel.local == 0, f"{kernel}: registers spilled, or an array indexed at run time"
+        assert kernel.max_threads is not None, f"{kernel}: no __launch_bounds__"
+        assert kernel.registers * kernel.max_threads <= 65536, f"{kernel}: does not fit a multiprocessor"
+    sass = cubin.sass(code)
+    assert [op for op in required(file.name, arch) if not re.search(op, sass)] == []
+
+
+@needs_nvcc
+def test_stack_frames_are_seen(tmp_path: Path) -> None:
+    source = tmp_path / "indexed_array.cu"
+    source.write_text(
+        "__global__ void __launch_bounds__(96) f(float* p, int n) {\n"
+        "  float v[64];\n"
+        "  for (int i = 0; i < n; ++i) v[i] = p[i];\n"
+        "  for (int i = 0; i < n; ++i) p[i] = v[n - 1 - i];\n"
+        "}\n"
+    )
+    (kernel,) = cubin.resources(cubin.compile(source, "sm_80"))
+    assert kernel.stack >= 256
+    assert kernel.max_threads == 96
+
+
+# ---- the launchers as operators ----------------------------------------------------------------------------------------
+
+NONLINEARITIES = [torch.tanh, torch.relu, torch.sigmoid]  # in the order of csrc/params.h
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+KERNELS = re.findall(r'\{"(\w+)",', (build.HERE / "kernels.h").read_text())
+FORWARD = [name for name in KERNELS if name.startswith("forward")]
+BACKWARD = [name for name in KERNELS if name.startswith("backward")]
+
+
+@pytest.fixture(scope="module")
+def ops():
+    torch.ops.load_library(str(build.torch_operators()))
+    return torch.ops.rnn_ext_cuda_host
+
+
+def operands(batch: int, input_size: int, hidden_size: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    """input, hx, weight_ih, weight_hh, bias_ih, bias_hh."""
+    sizes = [(batch, input_size), (batch, hidden_size), (hidden_size, input_size), (hidden_size, hidden_size)]
+    scale = hidden_size**-0.5
+    tensors = [torch.randn(size, dtype=torch.float64) for size in sizes[:2]]
+    tensors += [torch.randn(size, dtype=torch.float64) * scale for size in [*sizes[2:], (hidden_size,), (hidden_size,)]]
+    return [t.to(dtype) for t in tensors]
+
+
+def reference(f, x, h, weight_ih, weight_hh, bias_ih, bias_hh):
+    """In float64, from the rounded operands."""
+    x, h, weight_ih, weight_hh, bias_ih, bias_hh = (
+        t.double() if t is not None else None for t in (x, h, weight_ih, weight_hh, bias_ih, bias_hh)
+    )
+    z = x @ weight_ih.T
+    for term in (bias_ih, bias_hh, h @ weight_hh.T if h is not None else None):
+        z = z if term is None else z + term
+    return f(z)
+
+
+@needs_host
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", FORWARD)
+def test_forward_operator(ops, kernel: str, dtype: torch.dtype) -> None:
+    for seed, (sizes, layout) in enumerate(
+        [((1, 1, 1), "nt"), ((3, 10, 5), "nn"), ((20, 7, 33), "tn"), ((65, 40, 70), "nn"), ((9, 70, 40), "tt")]
+    ):
+        x, h, weight_ih, weight_hh, bias_ih, bias_hh = operands(*sizes, dtype)
+        if layout[0] == "t":
+            x, h = x.T.contiguous().T, h.T.contiguous().T
+        if layout[1] == "t":
+            weight_ih, weight_hh = weight_ih.T.contiguous().T, weight_hh.T.contiguous().T
+        arguments = (x, None if seed == 1 else h, weight_ih, weight_hh, None if seed == 2 else bias_ih, bias_hh)
+        for i, f in enumerate(NONLINEARITIES):
+            output = ops.forward(*arguments, i, kernel, seed)
+            torch.testing.assert_close(output, reference(f, *arguments).to(dtype))
+
+
+class Cell(torch.autograd.Function):
+    """The two launchers as one differentiable function."""
+
+    @staticmethod
+    def forward(ctx, ops, kernels, f, *arguments):
+        output = ops.forward(*arguments, f, kernels[0], 5)
+        ctx.save_for_backward(output, *arguments[:4])
+        ctx.ops, ctx.kernel, ctx.f = ops, kernels[1], f
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        output, *arguments = ctx.saved_tensors
+        return None, None, None, *ctx.ops.backward(grad_output, output, *arguments, ctx.f, ctx.kernel, 5)
+
+
+@needs_host
+@pytest.mark.parametrize("f", range(3), ids=[f.__name__ for f in NONLINEARITIES])
+@pytest.mark.parametrize("kernels", list(zip(FORWARD, BACKWARD, strict=True)), ids=lambda k: k[1])
+def test_operators_pass_gradcheck(ops, kernels: tuple[str, str], f: int) -> None:
+    arguments = [t.requires_grad_() for t in operands(3, 4, 5, torch.float64)]
+    assert torch.autograd.gradcheck(lambda *a: Cell.apply(ops, kernels, f, *a), arguments)
+
+
+@needs_host
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_operators_give_the_same_bits_under_every_schedule(ops, kernel: str) -> None:
+    x, h, weight_ih, weight_hh, bias_ih, bias_hh = operands(33, 20, 40, torch.float32)
+
+    def run(seed: int) -> list[torch.Tensor]:
+        if kernel.startswith("forward"):
+            return [ops.forward(x, h, weight_ih, weight_hh, bias_ih, bias_hh, 0, kernel, seed)]
+        return ops.backward(torch.cos(h), torch.tanh(h), x, h, weight_ih, weight_hh, 0, kernel, seed)
+
+    first = run(0)
+    for seed in range(1, 8):
+        assert all(torch.equal(a, b) for a, b in zip(first, run(seed), strict=True))
+
+
+@needs_host
+@pytest.mark.parametrize("kernel", FORWARD)
+def test_operators_keep_nan_and_infinity(ops, kernel: str) -> None:
+    special = torch.tensor([[float("nan")], [float("inf")], [float("-inf")], [0.0]])
+    one = torch.ones(1, 1)
+    for i, f in enumerate(NONLINEARITIES):
+        output = ops.forward(special, None, one, one, None, None, i, kernel, 1)
+        torch.testing.assert_close(output, f(special), equal_nan=True)
+
+
+# ---- golden vectors ----------------------------------------------------------------------------------------------------
+
+
+def close(host: str, device: str, compare: str) -> bool:
+    if compare == "exact":
+        return host == device
+    x, y = (struct.unpack("<f", int(word, 16).to_bytes(4, "little"))[0] for word in (host, device))
+    return abs(x - y) <= float(compare) * max(abs(x), abs(y), 1e-3)
+
+
+def golden_lines(text: str) -> dict[str, list[str]]:
+    return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line and not line.startswith("#")}
+
+
+@needs_host
+def test_host_bodies_agree_with_a_gpu() -> None:
+    variant = build.PLAIN
+    done = build.run(build.build_program("golden", variant, [build.HERE / "golden.cu"]), variant)
+    assert done.returncode == 0, done.stdout
+    host = golden_lines(done.stdout)
+    files = sorted((build.HERE / "golden").glob("*.txt"))
+    for file in files:
+        for name, (compare, *device) in golden_lines(file.read_text()).items():
+            assert host[name][0] == compare and len(host[name]) - 1 == len(device), f"{file.name}: {name} has changed"
+            wrong = [i for i, pair in enumerate(zip(host[name][1:], device, strict=True)) if not close(*pair, compare)]
+            assert not wrong, f"{name}: the host body and {file.stem} differ in words {wrong[:10]}"
+    if not files:
+        pytest.skip("no GPU has confirmed the host bodies yet: tests/cuda_host/golden.cu says how")
