@@ -48,7 +48,7 @@ def test_kernels(direction: str, variant: build.Variant) -> None:
     check_run(build.kernels_program(variant), variant, "--seeds", str(SEEDS[variant.name]), direction)
 
 
-# ---- tests of the tests: each planted fault is caught, by these builds at least ----------------------------------------
+# ---- tests of the tests: each planted fault is caught, by these builds at least ------------------------------------
 
 # fault: (tests to run, {build: what its report must say}). The plain build says which element is wrong or what was
 # misused; a sanitizer must name the kernel's file and line.
@@ -97,7 +97,7 @@ def test_planted_fault_is_caught(fault: str) -> None:
         assert re.search(expected, done.stdout), f"{name} build, {fault}:\n{report_of(done.stdout)}"
 
 
-# ---- the discipline that lets one source run on both machines ----------------------------------------------------------
+# ---- the discipline that lets one source run on both machines ------------------------------------------------------
 
 # What must not stand in a kernel file, and the files that are there for it.
 BREACHES = {
@@ -120,9 +120,9 @@ def breaches(name: str, text: str) -> list[str]:
         for pattern, allowed in BREACHES.items():
             if name not in allowed and re.search(pattern, line):
                 found.append(f"{name}:{number}: {line.strip()}")
-    for struct in re.findall(r"RNN_EXT_SMEM\((\w+),", code):
-        if name != "launch.cuh" and not re.search(rf"static_assert\(sizeof\({struct}\)", code):
-            found.append(f"{name}: no static_assert on the size of {struct}")
+    for smem in re.findall(r"RNN_EXT_SMEM\((\w+),", code):
+        if name != "launch.cuh" and not re.search(rf"static_assert\(sizeof\({smem}\)", code):
+            found.append(f"{name}: no static_assert on the size of {smem}")
     return found
 
 
@@ -155,7 +155,7 @@ def test_breaches_are_seen(code: str) -> None:
     assert not breaches("kernel.cuh", f"// {code}\n")
 
 
-# ---- what the host cannot see: the compiled code -----------------------------------------------------------------------
+# ---- what the host cannot see: the compiled code -------------------------------------------------------------------
 
 needs_nvcc = pytest.mark.skipif(cubin.why_not() is not None, reason=cubin.why_not() or "")
 
@@ -213,7 +213,7 @@ def test_stack_frames_are_seen(tmp_path: Path) -> None:
     assert kernel.max_threads == 96
 
 
-# ---- the launchers as operators ----------------------------------------------------------------------------------------
+# ---- the launchers as operators ------------------------------------------------------------------------------------
 
 NONLINEARITIES = [torch.tanh, torch.relu, torch.sigmoid]  # in the order of csrc/params.h
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -315,7 +315,7 @@ def test_operators_keep_nan_and_infinity(ops, kernel: str) -> None:
         torch.testing.assert_close(output, f(special), equal_nan=True)
 
 
-# ---- golden vectors ----------------------------------------------------------------------------------------------------
+# ---- golden vectors ------------------------------------------------------------------------------------------------
 
 
 def close(host: str, device: str, compare: str) -> bool:
