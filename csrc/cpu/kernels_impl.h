@@ -2,9 +2,9 @@
 // this inside a namespace of its own, all of it with internal linkage, after vec_<isa>.h. Nothing from std:: is used
 // here: an inline function of the library compiled for AVX-512 could be the copy that the linker keeps for everyone.
 //
-// Forward, few rows: x and W (and h and U) are both contiguous along K, so an output is a dot product. A tile of outputs
-// keeps one vector accumulator an output and shares each loaded vector with a row or a column of the tile; nothing is
-// packed. The accumulators run over both halves of K, then are summed across lanes.
+// Forward, few rows: x and W (and h and U) are both contiguous along K, so an output is a dot product. A tile of
+// outputs keeps one vector accumulator an output and shares each loaded vector with a row or a column of the tile;
+// nothing is packed. The accumulators run over both halves of K, then are summed across lanes.
 //
 // Forward, many rows: the sums across lanes would cost more than they must, so a panel of rows of x is transposed into
 // a small buffer, and zᵀ is a sum of outer products: elements of W broadcast against vectors of the panel. W is by far
@@ -12,8 +12,8 @@
 //
 // Either way z exists only as a block on the stack, which goes through bias and activation to the output.
 //
-// Backward: both products have their right-hand matrix contiguous along N; the same outer products, with elements of dz,
-// or of its transpose, broadcast against vectors of W or of x.
+// Backward: both products have their right-hand matrix contiguous along N; the same outer products, with elements of
+// dz, or of its transpose, broadcast against vectors of W or of x.
 
 template <typename T>
 struct VecOf {
@@ -77,9 +77,9 @@ struct Panel {
   const M* m;  // as it lies, or packed: the panel's width apart, padded with zeros
   int64_t m_stride;
   int64_t steps;
-  acc_t<C>* totals;   // one panel width a row
-  bool first;         // the totals are not yet there
-  C* c;               // null: the totals are not yet complete
+  acc_t<C>* totals;  // one panel width a row
+  bool first;        // the totals are not yet there
+  C* c;              // null: the totals are not yet complete
   int64_t c_stride;
 };
 
@@ -91,9 +91,7 @@ __attribute__((noinline)) void outer_tile(const Panel<S, M, C>& g, const S* a, i
   using V = typename Vec::V;
   constexpr int kLanes = Vec::kLanes;
   V acc[MR][NV];
-  UNROLL for (int i = 0; i < MR; ++i) {
-    UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::zero();
-  }
+  UNROLL for (int i = 0; i < MR; ++i) { UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::zero(); }
   const M* m = g.m;
   for (int64_t k = 0; k < g.steps; ++k, a += g.a_col_stride, m += packed ? NV * kLanes : g.m_stride) {
     V mv[NV];
@@ -162,10 +160,10 @@ void outer_panel(const Panel<A, M, C>& g, int64_t rows, int64_t n) {
 
 // ------------------------------------------------------------------------------------------------------------- forward
 
-constexpr int kPanelCols = 48;           // from which the kernel for many rows pays
-constexpr int kMaxChunk = 256;           // columns of z on the stack
-constexpr int64_t kChunkBytes = 1 << 19; // of W and U, to stay in L2 while all rows pass
-constexpr int64_t kDotRunBytes = 4096;   // of each row, so that a tile's rows of x stay in L1 while W passes
+constexpr int kPanelCols = 48;            // from which the kernel for many rows pays
+constexpr int kMaxChunk = 256;            // columns of z on the stack
+constexpr int64_t kChunkBytes = 1 << 19;  // of W and U, to stay in L2 while all rows pass
+constexpr int64_t kDotRunBytes = 4096;    // of each row, so that a tile's rows of x stay in L1 while W passes
 
 template <typename T>
 void add_biases(const ForwardParams<T>& p, int64_t col, int64_t cols, acc_t<T>* bias) {
@@ -218,13 +216,11 @@ INLINE void accumulate_half(typename Vec::V (&acc)[MR][NR], const Matrix<T>& a, 
 
 // z[i, j] += the run [begin, end) of the concatenated K, for MR rows from row and n <= NR columns from col.
 template <int MR, int NR, typename T>
-__attribute__((noinline)) void dot_tile(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t n, int64_t begin, int64_t end,
-                     acc_t<T>* z, int64_t z_stride) {
+__attribute__((noinline)) void dot_tile(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t n, int64_t begin,
+                                        int64_t end, acc_t<T>* z, int64_t z_stride) {
   using Vec = typename VecOf<T>::type;
   typename Vec::V acc[MR][NR];
-  UNROLL for (int i = 0; i < MR; ++i) {
-    UNROLL for (int j = 0; j < NR; ++j) acc[i][j] = Vec::zero();
-  }
+  UNROLL for (int i = 0; i < MR; ++i) { UNROLL for (int j = 0; j < NR; ++j) acc[i][j] = Vec::zero(); }
   const int64_t I = p.input_size;
   if (begin < I) accumulate_half<MR, NR, Vec>(acc, p.input, p.weight_ih, row, col, n, begin, smaller(end, I));
   if (end > I) accumulate_half<MR, NR, Vec>(acc, p.hx, p.weight_hh, row, col, n, begin < I ? 0 : begin - I, end - I);
@@ -370,8 +366,16 @@ void forward_panel(const ForwardParams<T>& p, int64_t row, int64_t rows, int64_t
       for (int64_t k = 0; k < k_size; k += kRun) {
         const int64_t steps = smaller(kRun, k_size - k);
         pack_transposed<NV>(a.data + row * a.row_stride + k, a.row_stride, rows, steps, packed);
-        const Panel<T, S, T> panel = {weight.data + col * weight.row_stride + k, weight.row_stride, 1, packed, kWidth,
-                                      steps, totals, first, nullptr, 0};
+        const Panel<T, S, T> panel = {weight.data + col * weight.row_stride + k,
+                                      weight.row_stride,
+                                      1,
+                                      packed,
+                                      kWidth,
+                                      steps,
+                                      totals,
+                                      first,
+                                      nullptr,
+                                      0};
         outer_panel<NV, false, true>(panel, cols, 0);
         first = false;
       }
@@ -493,8 +497,8 @@ void product_panel(const Product<T>& g, int64_t row, int64_t rows, int64_t col, 
     const T* m = g.m + k * g.m_stride + col;
     T* c_if_last = k + kRun >= g.inner ? c : nullptr;
     if (rows < kPackRows) {
-      const Panel<S, T, T> panel = {a,      g.a_row_stride, g.a_col_stride, m,         g.m_stride, steps,
-                                    totals, k == 0,         c_if_last,      g.c_stride};
+      const Panel<S, T, T> panel = {a,     g.a_row_stride, g.a_col_stride, m,         g.m_stride,
+                                    steps, totals,         k == 0,         c_if_last, g.c_stride};
       outer_panel<NV, partial, false>(panel, rows, n);
       continue;
     }
@@ -504,8 +508,8 @@ void product_panel(const Product<T>& g, int64_t row, int64_t rows, int64_t col, 
         Vec::store(packed + i * kWidth + j * kLanes, cut ? Vec::load(m + j * kLanes, n) : Vec::load(m + j * kLanes));
       }
     }
-    const Panel<S, S, T> panel = {a,      g.a_row_stride, g.a_col_stride, packed,    kWidth, steps,
-                                  totals, k == 0,         c_if_last,      g.c_stride};
+    const Panel<S, S, T> panel = {a,     g.a_row_stride, g.a_col_stride, packed,    kWidth,
+                                  steps, totals,         k == 0,         c_if_last, g.c_stride};
     outer_panel<NV, partial, true>(panel, rows, n);
   }
 }

@@ -67,8 +67,7 @@ void parallel_runs(int64_t size, int64_t tile, int64_t multiply_adds_each, const
   if (work < kSerialWork) return f(0, size);
   const int64_t tiles = (size + tile - 1) / tile;
   const int64_t grain = std::max<int64_t>(1, kSerialWork / 2 / (work / tiles + 1));
-  at::parallel_for(0, tiles, grain,
-                   [&](int64_t begin, int64_t end) { f(begin * tile, std::min(end * tile, size)); });
+  at::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) { f(begin * tile, std::min(end * tile, size)); });
 }
 
 }  // namespace

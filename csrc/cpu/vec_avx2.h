@@ -6,7 +6,7 @@ struct VecF32 {
   using V = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kDotRows = 3, kDotSums = 12;  // of a tile of dot products
-  static constexpr int kOuterRows = 6;                // of a tile of outer products, two vectors wide
+  static constexpr int kOuterRows = 6;               // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return _mm256_setzero_ps(); }
   static INLINE V set(float x) { return _mm256_set1_ps(x); }
@@ -39,9 +39,7 @@ struct VecF32 {
     __builtin_memcpy(p, buffer, n * sizeof(uint16_t));
   }
 
-  static INLINE V widen_bf16(__m128i v) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
-  }
+  static INLINE V widen_bf16(__m128i v) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16)); }
   static INLINE __m128i narrow_bf16(V v) {  // rounds to nearest even; NaN gives the quiet NaN
     const __m256i bits = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -99,7 +97,7 @@ struct VecF64 {
   using V = __m256d;
   static constexpr int kLanes = 4;
   static constexpr int kDotRows = 3, kDotSums = 12;  // of a tile of dot products
-  static constexpr int kOuterRows = 6;                // of a tile of outer products, two vectors wide
+  static constexpr int kOuterRows = 6;               // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return _mm256_setzero_pd(); }
   static INLINE V set(double x) { return _mm256_set1_pd(x); }

@@ -6,7 +6,7 @@ struct VecF32 {
   using V = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kDotRows = 6, kDotSums = 24;  // of a tile of dot products
-  static constexpr int kOuterRows = 12;                // of a tile of outer products, two vectors wide
+  static constexpr int kOuterRows = 12;              // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return _mm512_setzero_ps(); }
   static INLINE V set(float x) { return _mm512_set1_ps(x); }
@@ -25,9 +25,7 @@ struct VecF32 {
   static INLINE void store(float* p, V v) { _mm512_storeu_ps(p, v); }
   static INLINE void store(float* p, V v, int64_t n) { _mm512_mask_storeu_ps(p, first(n), v); }
 
-  static INLINE V widen_bf16(__m256i v) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
-  }
+  static INLINE V widen_bf16(__m256i v) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
   static INLINE __m256i narrow_bf16(V v) {  // rounds to nearest even; NaN gives the quiet NaN
     const __m512i bits = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -45,15 +43,11 @@ struct VecF32 {
   }
   static INLINE void store(c10::BFloat16* p, V v, int64_t n) { _mm256_mask_storeu_epi16(p, first(n), narrow_bf16(v)); }
 
-  static INLINE __m256i narrow_f16(V v) {
-    return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
+  static INLINE __m256i narrow_f16(V v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static INLINE V load(const c10::Half* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
-  static INLINE V load(const c10::Half* p, int64_t n) {
-    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
-  }
+  static INLINE V load(const c10::Half* p, int64_t n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
   static INLINE void store(c10::Half* p, V v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16(v)); }
   static INLINE void store(c10::Half* p, V v, int64_t n) { _mm256_mask_storeu_epi16(p, first(n), narrow_f16(v)); }
 
@@ -99,7 +93,7 @@ struct VecF64 {
   using V = __m512d;
   static constexpr int kLanes = 8;
   static constexpr int kDotRows = 6, kDotSums = 24;  // of a tile of dot products
-  static constexpr int kOuterRows = 12;                // of a tile of outer products, two vectors wide
+  static constexpr int kOuterRows = 12;              // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return _mm512_setzero_pd(); }
   static INLINE V set(double x) { return _mm512_set1_pd(x); }

@@ -7,7 +7,7 @@ struct VecPortable {
   typedef S V __attribute__((vector_size(lanes * sizeof(S))));
   static constexpr int kLanes = lanes;
   static constexpr int kDotRows = 3, kDotSums = 12;  // of a tile of dot products
-  static constexpr int kOuterRows = 4;                // of a tile of outer products, two vectors wide
+  static constexpr int kOuterRows = 4;               // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return V{}; }
   static INLINE V set(S x) { return V{} + x; }
