@@ -70,6 +70,15 @@ FAULTS = {
     "half_of_k_forgotten": ("forward_tiled_small", {"plain": WRONG}),
     "every_column_writes_bias": ("backward_tiled_small", {"tsan": r"backward\.cuh:\d+"}),
 }
+# What no kernel of the project does, in the small kernels of the wrappers' tests.
+IN_WRAPPERS = r"test_wrappers\.cpp:\d+"
+WRAPPER_FAULTS = {
+    "no_cluster_wait": ("cluster_blocks_read", {"plain": "FAIL", "tsan": IN_WRAPPERS}),
+    "early_block_exit": (
+        "cluster_blocks_read",
+        {"plain": "block [0-7] of the cluster has returned", "tsan": IN_WRAPPERS},
+    ),
+}
 
 
 def declared_faults() -> list[str]:
@@ -78,21 +87,24 @@ def declared_faults() -> list[str]:
 
 
 def test_every_planted_fault_has_its_test() -> None:
-    assert sorted(declared_faults()) == sorted(FAULTS)
+    assert sorted(declared_faults()) == sorted([*FAULTS, *WRAPPER_FAULTS])
     sources = "".join(f.read_text() for f in sorted(build.KERNELS.glob("*.cu*")))
     for fault in FAULTS:
         assert f"RNN_EXT_PLANTED({fault})" in sources, f"no kernel carries {fault}"
+    for fault in WRAPPER_FAULTS:
+        assert f"RNN_EXT_PLANTED({fault})" in (build.HERE / "test_wrappers.cpp").read_text(), f"no test carries {fault}"
 
 
 @needs_host
 @pytest.mark.skipif("RNN_EXT_FAULT" in os.environ, reason="a fault is planted by hand")
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [*FAULTS, *WRAPPER_FAULTS])
 def test_planted_fault_is_caught(fault: str) -> None:
-    tests, builds = FAULTS[fault]
+    tests, builds = (FAULTS | WRAPPER_FAULTS)[fault]
+    program = build.kernels_program if fault in FAULTS else build.wrappers_program
     for name, expected in builds.items():
         variant = build.VARIANTS[name]
         seeds = {"plain": "4", "asan": "1", "tsan": "1"}[name]
-        done = build.run(build.kernels_program(variant), variant, "--fault", fault, "--seeds", seeds, tests)
+        done = build.run(program(variant), variant, "--fault", fault, "--seeds", seeds, tests)
         assert done.returncode != 0, f"the {name} build does not notice {fault}"
         assert re.search(expected, done.stdout), f"{name} build, {fault}:\n{report_of(done.stdout)}"
 

@@ -1,9 +1,11 @@
 // Shared memory and launches: the one place for both, so that the same kernel source compiles under nvcc and, in the
-// tests, under a host compiler with the runtime in tests/cuda_host (which defines RNN_EXT_CUDA_HOST and its own two
+// tests, under a host compiler with the runtime in tests/cuda_host (which defines RNN_EXT_CUDA_HOST and its own
 // macros).
 //
 //   RNN_EXT_SMEM(T, s);                                        T& s names the block's dynamic shared memory
 //   RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, args...)   yields the launch's cudaError_t
+//   RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, args...)
+//                                                              the same in clusters of 1 to 8 blocks, from sm_90 on
 //   RNN_EXT_PLANTED(fault)                                     never true here: see tests/cuda_host/faults.h
 #pragma once
 
@@ -23,7 +25,8 @@ namespace rnn_ext::cuda {
 constexpr size_t kDefaultSmemLimit = 48 * 1024;  // above it a kernel must opt in
 
 template <typename... P, typename... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_bytes, cudaStream_t stream, A&&... args) {
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, size_t smem_bytes, cudaStream_t stream,
+                   A&&... args) {
   if (smem_bytes > kDefaultSmemLimit) {
     const cudaError_t e =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem_bytes));
@@ -34,13 +37,23 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t smem_byte
   config.blockDim = block;
   config.dynamicSmemBytes = smem_bytes;
   config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  if (cluster.x * cluster.y * cluster.z > 1) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {cluster.x, cluster.y, cluster.z};
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
 }
 
 }  // namespace rnn_ext::cuda
 
 #define RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
-  ::rnn_ext::cuda::launch(kernel, grid, block, smem_bytes, stream, __VA_ARGS__)
+  RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, dim3(1), smem_bytes, stream, __VA_ARGS__)
+
+#define RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, ...) \
+  ::rnn_ext::cuda::launch(kernel, grid, block, cluster, smem_bytes, stream, __VA_ARGS__)
 
 #define RNN_EXT_PLANTED(fault) false
 #endif

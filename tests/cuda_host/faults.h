@@ -12,7 +12,9 @@ namespace emu {
       fault(no_k_bound) fault(ragged_tail_not_cleared) fault(shared_index_out_of_range) fault(wrong_fragment_row) \
           fault(accumulator_not_cleared) fault(no_store_row_bound)                                                \
               fault(no_store_column_bound) /* forward.cuh, backward.cuh */                                        \
-      fault(shared_memory_too_small) fault(half_of_k_forgotten) fault(every_column_writes_bias)
+      fault(shared_memory_too_small) fault(half_of_k_forgotten)                                                   \
+          fault(every_column_writes_bias) /* test_wrappers.cpp */                                                 \
+      fault(no_cluster_wait) fault(early_block_exit)
 
 enum class Fault {
   kNone,

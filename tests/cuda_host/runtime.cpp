@@ -449,11 +449,9 @@ void* shared_memory(size_t bytes, Where where) {
   return block.smem;
 }
 
-void check_shared(const void* p, size_t bytes, size_t alignment, const char* what, Where where) {
-  const Block& block = *self().block;
-  const char* q = static_cast<const char*>(p);
-  const long offset = q - block.smem;
-  if (q < block.smem || q + bytes > block.smem + block.smem_bytes) {
+static void check_offset(const Block& block, long offset, size_t bytes, size_t alignment, const char* what,
+                         Where where) {
+  if (offset < 0 || offset + bytes > block.smem_bytes) {
     fail(where, "%s: %zu bytes at shared offset %ld lie outside the block's %zu bytes", what, bytes, offset,
          block.smem_bytes);
   }
@@ -462,9 +460,15 @@ void check_shared(const void* p, size_t bytes, size_t alignment, const char* wha
   }
 }
 
+void check_shared(const void* p, size_t bytes, size_t alignment, const char* what, Where where) {
+  const Block& block = *self().block;
+  check_offset(block, static_cast<const char*>(p) - block.smem, bytes, alignment, what, where);
+}
+
 uint32_t shared_address(const void* p, Where where) {
   check_shared(p, 0, 1, "shared address", where);
-  return kSmemBase + static_cast<uint32_t>(static_cast<const char*>(p) - self().block->smem);
+  return cluster_rank() << kRankShift |
+         (kSmemBase + static_cast<uint32_t>(static_cast<const char*>(p) - self().block->smem));
 }
 
 // ---- barriers -------------------------------------------------------------------------------------------------------
@@ -557,13 +561,18 @@ uint32_t cluster_rank() { return static_cast<uint32_t>(self().block - self().blo
 
 uint32_t cluster_size() { return static_cast<uint32_t>(self().block->cluster->size); }
 
-void* cluster_map(const void* shared, uint32_t rank, Where where) {
-  check_shared(shared, 1, 1, "mapa", where);
-  const Block& block = *self().block;
+uint32_t cluster_address(const void* shared, uint32_t rank, Where where) {
   if (rank >= cluster_size()) fail(where, "mapa: rank %u in a cluster of %u", rank, cluster_size());
-  const Block& peer = block.cluster->blocks[rank];
-  if (peer.live == 0) fail(where, "mapa: block %u of the cluster has returned, its shared memory is gone", rank);
-  return peer.smem + (static_cast<const char*>(shared) - block.smem);
+  return (shared_address(shared, where) & ((1u << kRankShift) - 1)) | rank << kRankShift;
+}
+
+void* cluster_memory(uint32_t address, size_t bytes, const char* what, Where where) {
+  const uint32_t rank = address >> kRankShift, offset = (address & ((1u << kRankShift) - 1)) - kSmemBase;
+  if (rank >= cluster_size()) fail(where, "%s: address %08x is in no block's shared memory", what, address);
+  const Block& block = self().block->cluster->blocks[rank];
+  if (block.live == 0) fail(where, "%s: block %u of the cluster has returned, its shared memory is gone", what, rank);
+  check_offset(block, offset, bytes, bytes, what, where);
+  return block.smem + offset;
 }
 
 // ---- warps ----------------------------------------------------------------------------------------------------------

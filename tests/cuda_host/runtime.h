@@ -75,8 +75,10 @@ void run_grid(const Launch& launch, void (*body)(void*), void* closure);
 // The block's dynamic shared memory, of which the kernel uses `bytes`.
 void* shared_memory(size_t bytes, Where where);
 
-// A pointer into shared memory as the 32-bit address that PTX uses, and the check that every wrapper makes of one.
+// A pointer into shared memory as the 32-bit address that PTX uses, and the check that every wrapper makes of one. The
+// block's rank in its cluster is in the high bits, so that an address means the same to every block.
 constexpr uint32_t kSmemBase = 1024;  // the window's first bytes are the system's, as on sm_90
+constexpr int kRankShift = 24;
 uint32_t shared_address(const void* p, Where where);
 void check_shared(const void* p, size_t bytes, size_t alignment, const char* what, Where where);
 
@@ -103,7 +105,10 @@ void cluster_arrive(Where where);
 void cluster_wait(Where where);
 uint32_t cluster_rank();
 uint32_t cluster_size();
-void* cluster_map(const void* shared, uint32_t rank, Where where);  // the same place in that block's shared memory
+
+// The address of the same place in that block's shared memory, and what `bytes` bytes there are for an aligned access.
+uint32_t cluster_address(const void* shared, uint32_t rank, Where where);
+void* cluster_memory(uint32_t address, size_t bytes, const char* what, Where where);
 
 // In every polling loop. Fails when the polling does not end.
 void spin(Where where);

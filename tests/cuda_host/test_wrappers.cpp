@@ -1,10 +1,10 @@
-// The host runtime and every wrapper of ptx.cuh, one test each, against plain arithmetic.
+// The host runtime and every wrapper of ptx*.cuh, one test each, against plain arithmetic.
 #include <algorithm>
 #include <cmath>
 #include <numeric>
 
 #include "check.h"
-#include "ptx.cuh"
+#include "ptx_sm90.cuh"
 
 namespace {
 
@@ -433,6 +433,114 @@ TEST(tanh_approx_stays_within_its_error) {
   CHECK(ptx::tanh_approx(INFINITY) == 1.f);
   CHECK(ptx::tanh_approx(-INFINITY) == -1.f);
   CHECK(std::isnan(ptx::tanh_approx(NAN)));
+}
+
+// ---- clusters -------------------------------------------------------------------------------------------------------
+
+// Every thread reads what its mirror image in the next block of the cluster wrote, as one T.
+template <typename T>
+__global__ void read_next_block(uint32_t* ranks, T* out) {
+  using Smem = Array<T, 64>;
+  RNN_EXT_SMEM(Smem, s);
+  const uint32_t rank = ptx::cluster_rank(), size = ptx::cluster_size();
+  uint32_t words[sizeof(T) / 4];
+  for (uint32_t i = 0; i < sizeof(T) / 4; ++i) words[i] = blockIdx.x * 1000 + threadIdx.x * 4 + i;
+  std::memcpy(&s.v[threadIdx.x], words, sizeof(T));
+  ptx::cluster_arrive();
+  if (!RNN_EXT_PLANTED(no_cluster_wait)) ptx::cluster_wait();
+  const uint32_t address = ptx::cluster_address(&s.v[63 - threadIdx.x], (rank + 1) % size);
+  out[blockIdx.x * 64 + threadIdx.x] = ptx::ld_cluster<T>(address);
+  if (RNN_EXT_PLANTED(no_cluster_wait)) ptx::cluster_wait();
+  if (!RNN_EXT_PLANTED(early_block_exit)) ptx::cluster_sync();
+  if (threadIdx.x == 0) ranks[blockIdx.x] = rank * 10 + size;
+}
+
+template <typename T>
+void test_read_next_block(unsigned cluster) {
+  std::vector<uint32_t> ranks(8);
+  std::vector<Array<uint32_t, sizeof(T) / 4>> out(8 * 64);
+  RNN_EXT_LAUNCH_CLUSTER(read_next_block<T>, dim3(8), dim3(64), dim3(cluster), sizeof(T) * 64, nullptr, ranks.data(),
+                         reinterpret_cast<T*>(out.data()));
+  for (uint32_t b = 0; b < 8; ++b) {
+    const uint32_t first = b / cluster * cluster, next = first + (b - first + 1) % cluster;
+    CHECK(ranks[b] == (b - first) * 10 + cluster);
+    for (uint32_t t = 0; t < 64; ++t) {
+      for (uint32_t i = 0; i < sizeof(T) / 4; ++i) CHECK(out[b * 64 + t].v[i] == next * 1000 + (63 - t) * 4 + i);
+    }
+  }
+}
+
+TEST(cluster_blocks_read_each_other) {
+  for_each_seed([](int) {
+    test_read_next_block<float>(8);
+    test_read_next_block<double>(2);
+    test_read_next_block<float4>(4);
+    test_read_next_block<uint32_t>(1);
+  });
+}
+
+// Every thread of block r writes to its place in block 0, which adds up. Split-K, in short.
+template <typename T>
+__global__ void write_first_block(T* out) {
+  using Smem = Array<T, 4 * 32>;
+  RNN_EXT_SMEM(Smem, s);
+  const uint32_t rank = ptx::cluster_rank();
+  ptx::cluster_sync();
+  T mine;
+  uint32_t words[sizeof(T) / 4];
+  for (uint32_t i = 0; i < sizeof(T) / 4; ++i) words[i] = rank * 1000 + threadIdx.x * 4 + i;
+  std::memcpy(&mine, words, sizeof(T));
+  ptx::st_cluster(ptx::cluster_address(&s.v[rank * 32 + threadIdx.x], 0), mine);
+  ptx::cluster_sync();
+  if (rank != 0) return;
+  for (int r = 0; r < 4; ++r) out[r * 32 + threadIdx.x] = s.v[r * 32 + threadIdx.x];
+}
+
+template <typename T>
+void test_write_first_block() {
+  std::vector<Array<uint32_t, sizeof(T) / 4>> out(4 * 32);
+  RNN_EXT_LAUNCH_CLUSTER(write_first_block<T>, dim3(4), dim3(32), dim3(4), sizeof(T) * 128, nullptr,
+                         reinterpret_cast<T*>(out.data()));
+  for (uint32_t at = 0; at < 4 * 32; ++at) {
+    for (uint32_t i = 0; i < sizeof(T) / 4; ++i) CHECK(out[at].v[i] == at / 32 * 1000 + at % 32 * 4 + i);
+  }
+}
+
+TEST(cluster_blocks_write_to_each_other) {
+  for_each_seed([](int) {
+    test_write_first_block<float>();
+    test_write_first_block<double>();
+    test_write_first_block<uint4>();
+  });
+}
+
+__global__ void read_rank(uint32_t rank, int offset) {
+  using Smem = Array<float, 4>;
+  RNN_EXT_SMEM(Smem, s);
+  s.v[threadIdx.x] = 0;
+  ptx::cluster_sync();
+  ptx::ld_cluster<float4>(ptx::cluster_address(s.v, rank) + offset);
+  ptx::cluster_sync();
+}
+
+TEST(cluster_addresses_are_checked) {
+  const auto launch = [](uint32_t rank, int offset) {
+    return error_of(
+        [&] { RNN_EXT_LAUNCH_CLUSTER(read_rank, dim3(2), dim3(4), dim3(2), sizeof(float4), nullptr, rank, offset); });
+  };
+  CHECK(contains(launch(2, 0), "mapa: rank 2 in a cluster of 2"));
+  CHECK(contains(launch(1, 4), "outside the block's 16 bytes"));
+  CHECK(contains(launch(0, -1024), "outside the block's 16 bytes"));
+  CHECK(contains(launch(1, 1 << 24), "in no block's shared memory"));
+}
+
+TEST(cluster_launch_limits) {
+  const auto launch = [](unsigned grid, unsigned cluster) {
+    return error_of(
+        [&] { RNN_EXT_LAUNCH_CLUSTER(read_rank, dim3(grid), dim3(4), dim3(cluster), sizeof(float4), nullptr, 0u, 0); });
+  };
+  CHECK(contains(launch(16, 16), "a cluster has 1 to 8 blocks"));
+  CHECK(contains(launch(6, 4), "the grid is not a multiple of the cluster"));
 }
 
 // ---- what must not pass ---------------------------------------------------------------------------------------------
