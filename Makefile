@@ -1,5 +1,6 @@
 # make demo   the main job: the notebook's tables, a character model, a short benchmark
 # make test   the tests
+# make bench  the benchmark on the GPU, or the CPU where there is none; BENCH="--quick" and the like are its options
 # make lint   ruff, mypy --strict, clang-format
 # make wheel  a wheel with CUDA kernels for every supported architecture
 # All of them make .venv and build the extension in place first. TORCH=torch==2.11.0 picks another torch.
@@ -9,13 +10,16 @@ PY := .venv/bin/python
 ARCHS := 7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.cuh')
 
-.PHONY: demo test lint wheel build clean
+.PHONY: demo test bench lint wheel build clean
 
 demo: build
 	PYTHONPATH=. $(PY) benchmarks/demo.py
 
 test: build
 	$(PY) -m pytest -q -n auto --durations=10
+
+bench: build
+	PYTHONPATH=. $(PY) benchmarks/bench_cell.py $(BENCH)
 
 lint: build
 	$(PY) -m ruff check .
