@@ -73,6 +73,10 @@ FAULTS = {
 # What no kernel of the project does, in the small kernels of the wrappers' tests.
 IN_WRAPPERS = r"test_wrappers\.cpp:\d+"
 WRAPPER_FAULTS = {
+    "no_fence_before_store": ("tma_store_writes", {"tsan": IN_WRAPPERS}),
+    "unordered_sum": ("blocks_add_up", {"plain": "FAIL"}),
+    "sum_without_its_turn": ("blocks_add_up", {"plain": "FAIL", "tsan": IN_WRAPPERS}),
+    "misaligned_vector_load": ("vector_loads", {"asan": IN_WRAPPERS + ".*runtime error: .*misaligned address"}),
     "no_cluster_wait": ("cluster_blocks_read", {"plain": "FAIL", "tsan": IN_WRAPPERS}),
     "early_block_exit": (
         "cluster_blocks_read",

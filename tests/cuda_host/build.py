@@ -29,7 +29,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-tsan", 
 
 # The runtime is compiled without sanitizers, or they would take its bookkeeping for the kernel's memory traffic; and
 # without the optimisation that makes a loop a call of memcpy, which they intercept.
-RUNTIME = ["runtime.cpp", "fiber.cpp", "tensor_core.cpp", "cuda_api.cpp"]
+RUNTIME = ["runtime.cpp", "fiber.cpp", "tensor_core.cpp", "hopper.cpp", "cuda_api.cpp"]
 RUNTIME_FLAGS = ["-O2", "-fno-tree-loop-distribute-patterns"]
 TRAFFIC = ["traffic.cpp"]
 
@@ -68,7 +68,7 @@ def cuda_include() -> Path | None:
         *glob.glob(f"{site}/nvidia/cu*/include"),
         f"{site}/nvidia/cuda_runtime/include",
     ]
-    headers = ("cuda_runtime.h", "cuda_fp16.h", "crt/host_defines.h")
+    headers = ("cuda.h", "cuda_runtime.h", "cuda_fp16.h", "crt/host_defines.h")
     for candidate in filter(None, candidates):
         if all((Path(candidate) / h).is_file() for h in headers):
             return Path(candidate)

@@ -1,6 +1,9 @@
 // The few functions of the CUDA runtime that launchers call, for a device as emu::options describes it.
 #include <cuda_runtime_api.h>
 
+#include <cstring>
+
+#include "hopper.h"
 #include "runtime.h"
 #include "traffic.h"
 
@@ -47,6 +50,15 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
 cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   emu::traffic::fill(static_cast<char*>(p), static_cast<char>(value), bytes);
   return cudaSuccess;
+}
+
+// Of the driver's functions there is one.
+cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned, unsigned long long,
+                                             cudaDriverEntryPointQueryResult* result) {
+  const bool known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
+  *function = known ? reinterpret_cast<void*>(&emu::encode_tensor_map) : nullptr;
+  if (result != nullptr) *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
+  return known ? cudaSuccess : cudaErrorSymbolNotFound;
 }
 
 }  // extern "C"

@@ -27,6 +27,8 @@
 #define __launch_bounds__(...)
 #undef __cluster_dims__
 #define __cluster_dims__ use_RNN_EXT_LAUNCH_CLUSTER_instead_of_cluster_dims
+#undef __grid_constant__
+#define __grid_constant__
 #undef __shared__
 #define __shared__ use_RNN_EXT_SMEM_instead_of_shared
 

@@ -14,7 +14,8 @@ namespace emu {
               fault(no_store_column_bound) /* forward.cuh, backward.cuh */                                        \
       fault(shared_memory_too_small) fault(half_of_k_forgotten)                                                   \
           fault(every_column_writes_bias) /* test_wrappers.cpp */                                                 \
-      fault(no_cluster_wait) fault(early_block_exit)
+      fault(no_cluster_wait) fault(early_block_exit) fault(no_fence_before_store) fault(unordered_sum)            \
+          fault(sum_without_its_turn) fault(misaligned_vector_load)
 
 enum class Fault {
   kNone,

@@ -1,5 +1,11 @@
 // Host bodies of the wrappers of csrc/cuda/ptx_sm90.cuh.
+//
+// The asynchronous proxy (the copy engine and wgmma) is a thread apart. It learns of a thread's writes to shared memory
+// through fence_proxy_async alone, of its own earlier copies by itself, and of the place in time at which a copy was
+// asked for; it never learns of anything through a barrier of threads.
 #pragma once
+#include <cuda.h>
+
 #include "runtime.h"
 #include "traffic.h"
 
@@ -19,5 +25,46 @@ void st_cluster(uint32_t address, const uint32_t (&value)[words], Where where) {
   auto* to = static_cast<uint32_t*>(cluster_memory(address, 4 * words, "st.shared::cluster", where));
   for (size_t i = 0; i < words; ++i) traffic::store32(to + i, value[i]);
 }
+
+// ---- mbarrier -------------------------------------------------------------------------------------------------------
+
+void mbarrier_init(uint64_t* barrier, uint32_t count, Where where);
+void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes, Where where);
+void mbarrier_arrive_cluster(uint32_t address, Where where);
+void mbarrier_wait(uint64_t* barrier, uint32_t parity, Where where);
+
+void fence_proxy_async();
+
+// ---- the copy engine ------------------------------------------------------------------------------------------------
+
+// The driver's function, as far as it is used here; what it refuses, this does too.
+CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base,
+                           const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
+                           const cuuint32_t* element_strides, CUtensorMapInterleave interleave,
+                           CUtensorMapSwizzle swizzle, CUtensorMapL2promotion promotion, CUtensorMapFloatOOBfill fill);
+void check_tensor_map(const CUtensorMap* map, Where where);
+
+// A mask of 0 stands for the block itself.
+void tma_load(void* shared, const CUtensorMap* map, int x, int y, uint64_t* barrier, uint32_t block_mask, Where where);
+void tma_store(const CUtensorMap* map, const void* shared, int x, int y, Where where);
+void tma_store_commit();
+void tma_store_wait_read(int groups, Where where);
+
+// ---- warps ----------------------------------------------------------------------------------------------------------
+
+bool elect_one(Where where);
+
+// ---- wgmma ----------------------------------------------------------------------------------------------------------
+
+enum class WgmmaType { kF16, kBf16, kTf32 };
+struct WgmmaShape {
+  WgmmaType type;
+  int n;
+  bool transposed_a, transposed_b, add;
+};
+void wgmma(float* d, uint64_t a, uint64_t b, WgmmaShape shape, Where where);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int groups, Where where);
 
 }  // namespace emu

@@ -95,8 +95,9 @@ void thread_main() {
   try {
     grid.body(grid.closure);
     if (me.copy_count > 0) fail(me.where, "returned with %d cp.async still in flight", me.copy_count);
-    const WgmmaQueue& queue = me.block->wgmma[me.warp()];
-    if (me.wgmma_group_count > 0 && queue.done < queue.issued) fail(me.where, "returned with wgmma still in flight");
+    const WgmmaQueue& queue = me.block->wgmma[me.warp() / 4];
+    if (queue.done < queue.issued[me.warp() % 4]) fail(me.where, "returned with wgmma still in flight");
+    if (me.stores_done < me.stores_issued) fail(me.where, "returned before its bulk stores had read shared memory");
   } catch (const Error& error) {
     grid.failed = true;
     std::snprintf(grid.message, sizeof grid.message, "%s", error.what());
@@ -170,6 +171,7 @@ void run_engine() {
     grid.failed = true;
     std::snprintf(grid.message, sizeof grid.message, "%s", error.what());
   }
+  grid.end.release();
 #ifdef EMU_TSAN
   __tsan_switch_to_fiber(scheduler, __tsan_switch_to_fiber_no_sync);
   __tsan_destroy_fiber(engine);
@@ -221,8 +223,9 @@ void create_thread(Thread& thread, Block& block, int rank) {
   thread.waits_in = "";
   thread.where = grid.launch->where;
   thread.priority = rank % kWarp == 0 ? random_bits() : block.threads[rank - 1].priority;
-  thread.polling = thread.cluster_arrived = false;
+  thread.polling = thread.cluster_arrived = thread.wgmma_fenced = false;
   thread.polls = thread.copy_count = thread.copy_group = thread.wgmma_group_count = 0;
+  thread.stores_issued = thread.stores_done = thread.store_group_count = 0;
   thread.cluster_phase = 0;
   char name[64];
   std::snprintf(name, sizeof name, "block (%u,%u,%u) thread (%u,%u,%u)", block.index.x, block.index.y, block.index.z,

@@ -4,6 +4,7 @@
 // those are intercepted, and ThreadSanitizer would take the runtime's own bookkeeping for the kernel's memory traffic.
 #pragma once
 #include "fiber.h"
+#include "hopper.h"
 #include "runtime.h"
 #include "sanitizers.h"
 
@@ -14,6 +15,8 @@ constexpr int kMaxBlockThreads = 1024;
 constexpr int kMaxWarps = kMaxBlockThreads / kWarp;
 constexpr int kMaxFibers = 8000;  // ThreadSanitizer has no more
 constexpr int kMaxCopies = 256;   // cp.async in flight in one thread
+constexpr int kMaxGroups = 64;    // groups of wgmma or bulk stores that are waited for one by one
+constexpr int kMaxWgmma = 64;     // in flight in one warpgroup
 
 enum class State : uint8_t { kReady, kBlocked, kDone };
 
@@ -40,8 +43,16 @@ struct Copy {  // one cp.async in flight
   int bytes, valid_bytes, group;
 };
 
-struct WgmmaQueue {  // one warp's share of wgmma, executed in order
-  int issued, done;
+struct Wgmma {
+  uint64_t a, b;  // descriptors
+  WgmmaShape shape;
+  Where where;
+};
+
+struct WgmmaQueue {  // of one warpgroup, executed in order
+  int issued[4];     // by each of its warps
+  int done;
+  Wgmma operations[kMaxWgmma];
   Edge edge;
 };
 
@@ -57,8 +68,8 @@ struct Block {
   size_t smem_bytes;
   Barrier barriers[16];
   Collective collectives[kMaxWarps][4];  // as many masks of one warp may be under way at once
-  WgmmaQueue wgmma[kMaxWarps];
-  Edge async_proxy;  // from generic writes, through fence.proxy.async, to the engines that read shared memory
+  WgmmaQueue wgmma[kMaxWarps / 4];
+  Edge async_proxy;  // from writes of threads, through fence.proxy.async, and of copies, to who reads shared memory
   Edge exited;
 };
 
@@ -84,7 +95,14 @@ struct Thread : ThreadView {
 
   Copy copies[kMaxCopies];
   int copy_count, copy_group;
-  int wgmma_groups[64], wgmma_group_count;  // how much its warp had issued at each commit
+
+  float* accumulators[kMaxWgmma];                   // of each wgmma in flight
+  int wgmma_groups[kMaxGroups], wgmma_group_count;  // how much its warp had issued at each commit
+  bool wgmma_fenced;
+
+  int stores_issued, stores_done;  // by the copy engine
+  int store_groups[kMaxGroups], store_group_count;
+  Edge stores_read;
 
   int lane() const { return rank % kWarp; }
   int warp() const { return rank / kWarp; }

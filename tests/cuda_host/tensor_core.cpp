@@ -8,6 +8,10 @@
 #include "scheduler.h"
 
 namespace emu {
+
+double half_value(uint16_t bits) { return __half2float(__builtin_bit_cast(__half_raw, bits)); }
+double bfloat16_value(uint16_t bits) { return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16); }
+
 namespace {
 
 struct Fragments {
@@ -20,9 +24,6 @@ template <typename T>
 T reg(const void* fragment, int i) {
   return static_cast<const T*>(fragment)[i];
 }
-
-double half_value(uint16_t bits) { return __half2float(__builtin_bit_cast(__half_raw, bits)); }
-double bfloat16_value(uint16_t bits) { return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16); }
 
 // d = c + a b for the whole warp, once all of A (16 x K) and B (K x 8) has been gathered from the lanes.
 template <int K>

@@ -1,4 +1,4 @@
-// Warp-wide matrix instructions on the host: mma.sync and ldmatrix, with PTX's fragment layouts.
+// Warp-wide matrix instructions on the host: mma.sync, ldmatrix and stmatrix, with PTX's fragment layouts.
 #pragma once
 #include "runtime.h"
 #include "traffic.h"
@@ -33,6 +33,18 @@ void ldmatrix(uint32_t (&fragment)[count], const void* row, Where where) {
   }
 }
 
+// Stores four 8x8 matrices, the other way round. Every lane writes what it holds itself.
+inline void stmatrix_x4(void* row, const uint32_t (&fragment)[4], Where where) {
+  check_shared(row, 16, 16, "stmatrix", where);
+  const void* rows[32];
+  exchange_rows(row, rows, where);
+  const int lane = lane_index();
+  for (int i = 0; i < 4; ++i) {
+    const void* to = static_cast<const uint32_t*>(rows[8 * i + lane / 4]) + lane % 4;
+    traffic::store32(const_cast<void*>(to), fragment[i]);
+  }
+}
+
 // float to tf32: to nearest, ties away from zero.
 inline uint32_t round_to_tf32(float x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, x);
@@ -42,6 +54,9 @@ inline uint32_t round_to_tf32(float x) {
 
 // What a tensor core takes for a register of tf32: it does not look at the low 13 bits.
 inline double tf32_value(uint32_t bits) { return __builtin_bit_cast(float, bits & ~0x1fffu); }
+
+double half_value(uint16_t bits);
+double bfloat16_value(uint16_t bits);
 
 float round_toward_zero(double v);
 

@@ -5,6 +5,7 @@
 
 #include "check.h"
 #include "ptx_sm90.cuh"
+#include "tensor_map.cuh"
 
 namespace {
 
@@ -541,6 +542,464 @@ TEST(cluster_launch_limits) {
   };
   CHECK(contains(launch(16, 16), "a cluster has 1 to 8 blocks"));
   CHECK(contains(launch(6, 4), "the grid is not a multiple of the cluster"));
+}
+
+// ---- mbarrier -------------------------------------------------------------------------------------------------------
+
+// Warp 0 fills a ring of two slots, warp 1 reads it: both wait for the other's phases.
+__global__ void pass_through_ring(const int* in, int* out, int rounds) {
+  struct Smem {
+    int slot[2][32];
+    uint64_t full[2], empty[2];
+  };
+  RNN_EXT_SMEM(Smem, s);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) {
+      ptx::mbarrier_init(&s.full[i], 32);
+      ptx::mbarrier_init(&s.empty[i], 32);
+    }
+    ptx::fence_mbarrier_init();
+  }
+  __syncthreads();
+  for (int r = 0; r < rounds; ++r) {
+    const int slot = r % 2;
+    const uint32_t parity = r / 2 % 2;
+    if (threadIdx.x < 32) {
+      ptx::mbarrier_wait(&s.empty[slot], parity ^ 1);
+      s.slot[slot][lane] = in[r * 32 + lane];
+      ptx::mbarrier_arrive(&s.full[slot]);
+    } else {
+      ptx::mbarrier_wait(&s.full[slot], parity);
+      out[r * 32 + lane] = s.slot[slot][31 - lane];
+      ptx::mbarrier_arrive(&s.empty[slot]);
+    }
+  }
+}
+
+TEST(mbarrier_phases) {
+  constexpr int kRounds = 7;
+  std::vector<int> in(kRounds * 32);
+  std::iota(in.begin(), in.end(), 5);
+  for_each_seed([&](int) {
+    std::vector<int> out(in.size());
+    RNN_EXT_LAUNCH(pass_through_ring, dim3(1), dim3(64), 2 * 128 + 32, nullptr, in.data(), out.data(), kRounds);
+    for (int i = 0; i < kRounds * 32; ++i) CHECK(out[i] == in[i / 32 * 32 + 31 - i % 32]);
+  });
+}
+
+// Every block tells the others of the cluster that its data are there.
+__global__ void arrive_at_all_blocks(int* out) {
+  struct Smem {
+    int data[32];
+    uint64_t ready;
+  };
+  RNN_EXT_SMEM(Smem, s);
+  const uint32_t rank = ptx::cluster_rank(), size = ptx::cluster_size();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.ready, 32 * size);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::cluster_sync();
+  s.data[threadIdx.x] = static_cast<int>(rank * 100 + threadIdx.x);
+  for (uint32_t r = 0; r < size; ++r) ptx::mbarrier_arrive_cluster(ptx::cluster_address(&s.ready, r));
+  ptx::mbarrier_wait(&s.ready, 0);
+  out[rank * 32 + threadIdx.x] = ptx::ld_cluster<int>(ptx::cluster_address(&s.data[threadIdx.x], (rank + 1) % size));
+  ptx::cluster_sync();
+}
+
+TEST(mbarrier_of_another_block) {
+  for_each_seed([](int) {
+    std::vector<int> out(3 * 32);
+    RNN_EXT_LAUNCH_CLUSTER(arrive_at_all_blocks, dim3(3), dim3(32), dim3(3), 128 + 8, nullptr, out.data());
+    for (int i = 0; i < 3 * 32; ++i) CHECK(out[i] == (i / 32 + 1) % 3 * 100 + i % 32);
+  });
+}
+
+enum class Misuse { kNone, kNoInit, kMissingArrival, kTooManyArrivals, kTooManyBytes };
+
+__global__ void misuse_mbarrier(Misuse misuse) {
+  using Smem = Array<uint64_t, 2>;
+  RNN_EXT_SMEM(Smem, s);
+  uint64_t* const barrier = s.v;
+  if (misuse != Misuse::kNoInit) ptx::mbarrier_init(barrier, misuse == Misuse::kMissingArrival ? 2 : 1);
+  ptx::mbarrier_arrive_expect_tx(barrier, misuse == Misuse::kTooManyBytes ? 16 : 0);
+  if (misuse == Misuse::kTooManyArrivals) {
+    ptx::mbarrier_arrive_expect_tx(barrier, 16);
+    ptx::mbarrier_arrive(barrier);
+  }
+  ptx::mbarrier_wait(barrier, 0);
+}
+
+TEST(mbarrier_misuse) {
+  const auto launch = [](Misuse misuse) { RNN_EXT_LAUNCH(misuse_mbarrier, dim3(1), dim3(1), 16, nullptr, misuse); };
+  launch(Misuse::kNone);
+  const auto error = [&](Misuse misuse) { return error_of([&] { launch(misuse); }); };
+  CHECK(contains(error(Misuse::kNoInit), "no mbarrier.init yet"));
+  CHECK(contains(error(Misuse::kMissingArrival), "wait in mbarrier wait at test_wrappers.cpp:"));
+  CHECK(contains(error(Misuse::kTooManyArrivals), "more arrivals than its count of 1"));
+  CHECK(contains(error(Misuse::kTooManyBytes), "wait in mbarrier wait at test_wrappers.cpp:"));
+}
+
+// ---- the copy engine ------------------------------------------------------------------------------------------------
+
+// A matrix in an allocation that ends with its last element, as AddressSanitizer likes it, and 16-byte aligned.
+template <typename T>
+struct TensorMatrix {
+  TensorMatrix(int rows, int columns, int stride) : rows(rows), columns(columns), stride(stride) {
+    v.resize((rows - 1) * stride + columns);
+    for (size_t i = 0; i < v.size(); ++i) v[i] = T(static_cast<float>(static_cast<int>(i * 7 % 31) - 15));
+  }
+  float at(int r, int c) const {
+    return r >= 0 && r < rows && c >= 0 && c < columns ? static_cast<float>(v[r * stride + c]) : 0.f;
+  }
+  CUtensorMap map(int box_rows) const {
+    CUtensorMap m;
+    CHECK(encode_tensor_map(m, v.data(), rows, columns, stride, box_rows) == cudaSuccess);
+    return m;
+  }
+  int rows, columns, stride;
+  std::vector<T> v;
+};
+
+template <typename T>
+struct TileSmem {  // which starts at a multiple of 1024
+  T tile[16 * 128 / sizeof(T)];
+  uint64_t full;
+};
+
+// Where element (r, c) of a tile lies: written out from the documentation, apart from the runtime's own.
+template <typename T>
+__device__ int tile_index(int r, int c) {
+  constexpr int kPiece = 16 / sizeof(T);
+  return r * 8 * kPiece + ((c / kPiece) ^ (r % 8)) * kPiece + c % kPiece;
+}
+
+template <typename T>
+__global__ void load_tile(const __grid_constant__ CUtensorMap map, int x, int y, T* out) {
+  using Smem = TileSmem<T>;
+  RNN_EXT_SMEM(Smem, s);
+  constexpr int kColumns = 128 / sizeof(T);
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensor_map(&map);
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&s.full, 16 * 128);
+    ptx::tma_load(s.tile, &map, x, y, &s.full);
+  }
+  __syncthreads();
+  ptx::mbarrier_wait(&s.full, 0);
+  for (int i = static_cast<int>(threadIdx.x); i < 16 * kColumns; i += 32) {
+    out[i] = s.tile[tile_index<T>(i / kColumns, i % kColumns)];
+  }
+}
+
+template <typename T>
+void test_load_tile(int rows, int columns, int stride, int x, int y) {
+  const TensorMatrix<T> m(rows, columns, stride);
+  constexpr int kColumns = 128 / sizeof(T);
+  std::vector<T> out(16 * kColumns);
+  RNN_EXT_LAUNCH(load_tile<T>, dim3(1), dim3(32), sizeof(TileSmem<T>), nullptr, m.map(16), x, y, out.data());
+  for (int i = 0; i < 16 * kColumns; ++i) {
+    CHECK(static_cast<float>(out[i]) == m.at(y + i / kColumns, x + i % kColumns));
+  }
+}
+
+TEST(tma_load_swizzles_and_fills_with_zero) {
+  for_each_seed([](int) {
+    test_load_tile<__half>(40, 100, 104, 0, 0);
+    test_load_tile<__half>(40, 100, 104, 64, 32);  // beyond both edges
+    test_load_tile<__nv_bfloat16>(5, 3, 8, 0, 0);
+    test_load_tile<float>(20, 33, 36, 32, 8);
+    test_load_tile<float>(20, 33, 36, -2, -3);
+    test_load_tile<float>(20, 33, 36, 64, 64);  // all of it beyond
+  });
+}
+
+TEST(tensor_maps_that_the_driver_refuses) {
+  alignas(16) static float data[64];
+  CHECK(has_tensor_map(data, 4, 8, 8));
+  CHECK(!has_tensor_map(data + 1, 4, 8, 8));  // base
+  CHECK(!has_tensor_map(data, 4, 7, 7));      // stride
+  CHECK(!has_tensor_map(data, 4, 12, 8));     // rows that overlap
+  CHECK(!has_tensor_map(data, 4, 0, 8));      // empty
+  CHECK(!has_tensor_map<float>(nullptr, 4, 8, 8));
+  CUtensorMap map;
+  CHECK(encode_tensor_map(map, data, 4, 8, 8, 64) == cudaSuccess);
+  CHECK(encode_tensor_map(map, data + 1, 4, 8, 8, 64) == cudaErrorInvalidValue);
+  CHECK(encode_tensor_map(map, data, 4, 7, 7, 64) == cudaErrorInvalidValue);
+  CHECK(encode_tensor_map(map, data, 4, 8, 8, 257) == cudaErrorInvalidValue);
+}
+
+// Each block of the cluster loads its half of a tile of 16 rows into both.
+__global__ void load_tile_multicast(const __grid_constant__ CUtensorMap map, float* out) {
+  using Smem = TileSmem<float>;
+  RNN_EXT_SMEM(Smem, s);
+  const uint32_t rank = ptx::cluster_rank();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::cluster_sync();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_expect_tx(&s.full, 16 * 128);
+    ptx::tma_load_multicast(s.tile + rank * 8 * 32, &map, 0, static_cast<int>(rank) * 8, &s.full, 3);
+  }
+  ptx::mbarrier_wait(&s.full, 0);
+  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += 32) {
+    out[rank * 16 * 32 + i] = s.tile[tile_index<float>(i / 32, i % 32)];
+  }
+  ptx::cluster_sync();
+}
+
+TEST(tma_load_multicast_reaches_both_blocks) {
+  for_each_seed([](int) {
+    const TensorMatrix<float> m(15, 30, 32);
+    std::vector<float> out(2 * 16 * 32);
+    RNN_EXT_LAUNCH_CLUSTER(load_tile_multicast, dim3(2), dim3(32), dim3(2), sizeof(TileSmem<float>), nullptr, m.map(8),
+                           out.data());
+    for (int i = 0; i < 2 * 16 * 32; ++i) CHECK(out[i] == m.at(i / 32 % 16, i % 32));
+  });
+}
+
+// Two tiles through one buffer.
+__global__ void store_tiles(const __grid_constant__ CUtensorMap map, int x, int y) {
+  using Smem = TileSmem<float>;
+  RNN_EXT_SMEM(Smem, s);
+  for (int round = 0; round < 2; ++round) {
+    for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += 32) {
+      s.tile[tile_index<float>(i / 32, i % 32)] = static_cast<float>(1000 + round * 512 + i);
+    }
+    if (!RNN_EXT_PLANTED(no_fence_before_store)) ptx::fence_proxy_async();
+    __syncwarp();
+    if (ptx::elect_one()) {
+      ptx::tma_store(&map, s.tile, x, y + round * 16);
+      ptx::tma_store_commit();
+      ptx::tma_store_wait_read<0>();
+    }
+    __syncwarp();
+  }
+}
+
+TEST(tma_store_writes_what_is_inside) {
+  for_each_seed([](int) {
+    TensorMatrix<float> m(28, 40, 44);
+    const TensorMatrix<float> before = m;
+    RNN_EXT_LAUNCH(store_tiles, dim3(1), dim3(32), sizeof(TileSmem<float>), nullptr, m.map(16), 16, 4);
+    for (int r = 0; r < 28; ++r) {
+      for (int c = 0; c < 40; ++c) {
+        CHECK(m.at(r, c) == (r >= 4 && c >= 16 ? static_cast<float>(1000 + (r - 4) * 32 + c - 16) : before.at(r, c)));
+      }
+    }
+  });
+}
+
+__global__ void leave_store_behind(const __grid_constant__ CUtensorMap map) {
+  using Smem = TileSmem<float>;
+  RNN_EXT_SMEM(Smem, s);
+  ptx::tma_store(&map, s.tile, 0, 0);
+  ptx::tma_store_commit();
+  ptx::tma_store_wait_read<1>();
+}
+
+TEST(stores_must_have_read_before_the_block_exits) {
+  TensorMatrix<float> m(16, 32, 32);
+  emu::options.late_engines = true;
+  CHECK(contains(error_of([&] {
+                   RNN_EXT_LAUNCH(leave_store_behind, dim3(1), dim3(1), sizeof(TileSmem<float>), nullptr, m.map(16));
+                 }),
+                 "returned before its bulk stores had read"));
+}
+
+__global__ void store_matrices(uint16_t* out) {
+  using Smem = Array<uint16_t, 4 * 64>;
+  RNN_EXT_SMEM(Smem, s);
+  const uint32_t lane = threadIdx.x;
+  uint32_t fragment[4];
+  for (uint32_t i = 0; i < 4; ++i) fragment[i] = (i * 64 + lane * 2) | (i * 64 + lane * 2 + 1) << 16;
+  ptx::stmatrix_x4(&s.v[lane * 8], fragment);
+  __syncwarp();
+  for (int i = 0; i < 8; ++i) out[lane * 8 + i] = s.v[lane * 8 + i];
+}
+
+TEST(stmatrix) {
+  for_each_seed([](int) {
+    std::vector<uint16_t> out(256);
+    RNN_EXT_LAUNCH(store_matrices, dim3(1), dim3(32), 512, nullptr, out.data());
+    for (int i = 0; i < 256; ++i) CHECK(out[i] == i);
+  });
+}
+
+__global__ void count_elected(uint32_t* out) { atomicAdd(out, ptx::elect_one() ? 1u : 0u); }
+
+TEST(one_lane_of_each_warp_is_elected) {
+  for_each_seed([](int) {
+    uint32_t out = 0;
+    RNN_EXT_LAUNCH(count_elected, dim3(1), dim3(96), 0, nullptr, &out);
+    CHECK(out == 3);
+  });
+}
+
+// ---- wgmma ----------------------------------------------------------------------------------------------------------
+
+template <typename T, int N>
+struct WgmmaSmem {
+  T a[64 * 128 / sizeof(T)], b[N * 128 / sizeof(T)];
+  uint64_t full;
+};
+
+// out (64 x N) = a b + 1 over one tile of k, 128 bytes deep, in two commits.
+template <typename T, int N, bool kTransposedA, bool kTransposedB>
+__global__ void multiply_tiles(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
+                               float* out) {
+  using Smem = WgmmaSmem<T, N>;
+  RNN_EXT_SMEM(Smem, s);
+  constexpr int kK = 128 / sizeof(T);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&s.full, (64 + N) * 128);
+    ptx::tma_load(s.a, &a, 0, 0, &s.full);
+    for (int n = 0; n < (kTransposedB ? N : 1); n += 64) ptx::tma_load(s.b + n * kK, &b, n, 0, &s.full);
+  }
+  __syncthreads();
+  ptx::mbarrier_wait(&s.full, 0);
+  float d[N / 2];
+  for (float& v : d) v = 1;
+  uint64_t desc_a = kTransposedA ? ptx::wgmma_mn_major(s.a, 0) : ptx::wgmma_k_major(s.a);
+  uint64_t desc_b = kTransposedB ? ptx::wgmma_mn_major(s.b, 64 * 128) : ptx::wgmma_k_major(s.b);
+  ptx::wgmma_fence();
+  for (int k = 0; k < 4; ++k) {
+    ptx::wgmma<T, N, kTransposedA, kTransposedB>(d, desc_a, desc_b, 1);
+    if (k % 2 != 0) ptx::wgmma_commit();
+    desc_a = ptx::wgmma_advance(desc_a, kTransposedA ? 2048 : 32);
+    desc_b = ptx::wgmma_advance(desc_b, kTransposedB ? 2048 : 32);
+  }
+  ptx::wgmma_wait<1>();
+  ptx::wgmma_wait_all(d);
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  for (int i = 0; i < N / 2; ++i) {
+    const int row = warp * 16 + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    out[row * N + column] = d[i];
+  }
+}
+
+template <typename T, int N, bool kTransposedA, bool kTransposedB>
+void test_multiply_tiles(int m, int n, int k) {
+  const auto stride = [](int columns) { return (columns + 7) / 8 * 8; };
+  const TensorMatrix<T> a(kTransposedA ? k : m, kTransposedA ? m : k, stride(kTransposedA ? m : k));
+  const TensorMatrix<T> b(kTransposedB ? k : n, kTransposedB ? n : k, stride(kTransposedB ? n : k));
+  std::vector<float> out(64 * N);
+  RNN_EXT_LAUNCH((multiply_tiles<T, N, kTransposedA, kTransposedB>), dim3(1), dim3(128), sizeof(WgmmaSmem<T, N>),
+                 nullptr, a.map(64), b.map(kTransposedB ? 64 : N), out.data());
+  for (int i = 0; i < 64 * N; ++i) {
+    const int row = i / N, column = i % N;
+    float expected = 1;  // small integers: exact
+    for (int j = 0; j < k; ++j) {
+      expected += (kTransposedA ? a.at(j, row) : a.at(row, j)) * (kTransposedB ? b.at(j, column) : b.at(column, j));
+    }
+    CHECK(out[i] == expected);
+  }
+}
+
+TEST(wgmma) {
+  for_each_seed([](int) {
+    test_multiply_tiles<__nv_bfloat16, 64, false, false>(64, 64, 64);
+    test_multiply_tiles<__half, 128, false, false>(50, 100, 33);
+    test_multiply_tiles<__nv_bfloat16, 256, false, false>(64, 250, 64);
+    test_multiply_tiles<float, 64, false, false>(64, 64, 32);
+    test_multiply_tiles<float, 128, false, false>(10, 120, 27);
+  });
+}
+TEST(wgmma_mn_major) {
+  for_each_seed([](int) {
+    test_multiply_tiles<__half, 64, true, false>(60, 64, 50);
+    test_multiply_tiles<__nv_bfloat16, 128, false, true>(64, 120, 64);
+    test_multiply_tiles<__half, 256, true, true>(64, 256, 47);
+  });
+}
+
+enum class WgmmaMisuse { kNone, kNoFence, kThreeWarps, kWarpsDisagree, kOutside, kOutOfPhase, kNoWait };
+
+__global__ void misuse_wgmma(WgmmaMisuse misuse) {
+  using Smem = WgmmaSmem<__half, 64>;
+  RNN_EXT_SMEM(Smem, s);
+  if (misuse == WgmmaMisuse::kThreeWarps && threadIdx.x >= 96) return;
+  uint64_t descriptor = ptx::wgmma_k_major(s.a);
+  if (misuse == WgmmaMisuse::kOutside) descriptor = ptx::wgmma_advance(descriptor, 16 * 1024);
+  if (misuse == WgmmaMisuse::kOutOfPhase) descriptor = ptx::wgmma_advance(descriptor, 128);
+  if (misuse == WgmmaMisuse::kWarpsDisagree && threadIdx.x >= 96) descriptor = ptx::wgmma_advance(descriptor, 32);
+  float d[32] = {};
+  if (misuse != WgmmaMisuse::kNoFence) ptx::wgmma_fence();
+  ptx::wgmma<__half, 64>(d, descriptor, descriptor, 0);
+  ptx::wgmma_commit();
+  if (misuse == WgmmaMisuse::kNoWait) {
+    ptx::wgmma_wait<1>();
+  } else {
+    ptx::wgmma_wait_all(d);
+  }
+}
+
+TEST(wgmma_misuse) {
+  emu::options.late_engines = true;
+  const auto launch = [](WgmmaMisuse misuse) {
+    RNN_EXT_LAUNCH(misuse_wgmma, dim3(1), dim3(128), sizeof(WgmmaSmem<__half, 64>), nullptr, misuse);
+  };
+  launch(WgmmaMisuse::kNone);
+  const auto error = [&](WgmmaMisuse misuse) { return error_of([&] { launch(misuse); }); };
+  CHECK(contains(error(WgmmaMisuse::kNoFence), "no wgmma_fence"));
+  CHECK(contains(error(WgmmaMisuse::kThreeWarps), "96 threads, the first 0, wait in wgmma.wait_group"));
+  CHECK(contains(error(WgmmaMisuse::kWarpsDisagree), "the warps of a warpgroup disagree"));
+  CHECK(contains(error(WgmmaMisuse::kOutside), "reaches outside shared memory"));
+  CHECK(contains(error(WgmmaMisuse::kOutOfPhase), "the swizzle is not in phase"));
+  CHECK(contains(error(WgmmaMisuse::kNoWait), "wgmma still in flight"));
+}
+
+// ---- order between blocks, done wrong and right
+// ----------------------------------------------------------------------
+
+// A split-K sum whose order is the same in every run: block by block, or in the order in which they happen to come.
+__global__ void add_up_blocks(uint32_t* turn, const float* in, float* sum) {
+  if (threadIdx.x != 0) return;
+  if (RNN_EXT_PLANTED(unordered_sum)) {
+    atomicAdd(sum, in[blockIdx.x]);
+    return;
+  }
+  if (!RNN_EXT_PLANTED(sum_without_its_turn)) ptx::wait_at_least(turn, blockIdx.x);
+  *sum += in[blockIdx.x];
+  ptx::st_release(turn, blockIdx.x + 1);
+}
+
+TEST(blocks_add_up_in_order) {
+  const std::vector<float> in = {1.f, 0x1p24f, 1.f, -0x1p24f};
+  for_each_seed([&](int) {
+    emu::options.resident_blocks = 0;
+    uint32_t turn = 0;
+    float sum = 0;
+    RNN_EXT_LAUNCH(add_up_blocks, dim3(4), dim3(32), 0, nullptr, &turn, in.data(), &sum);
+    CHECK(sum == ((1.f + 0x1p24f) + 1.f) - 0x1p24f);
+  });
+}
+
+// 128-bit loads where the row starts at such an address, and 32-bit loads elsewhere.
+__global__ void load_vectors(const float* in, int stride, float* out) {
+  const float* const row = in + blockIdx.x * stride;
+  const bool aligned = reinterpret_cast<uintptr_t>(row) % 16 == 0;
+  float v[4];
+  if (aligned || RNN_EXT_PLANTED(misaligned_vector_load)) {
+    const float4 all = *reinterpret_cast<const float4*>(row + threadIdx.x * 4);
+    v[0] = all.x, v[1] = all.y, v[2] = all.z, v[3] = all.w;
+  } else {
+    for (int i = 0; i < 4; ++i) v[i] = row[threadIdx.x * 4 + i];
+  }
+  for (int i = 0; i < 4; ++i) out[(blockIdx.x * blockDim.x + threadIdx.x) * 4 + i] = v[i];
+}
+
+TEST(vector_loads_are_aligned) {
+  std::vector<float> in(3 * 33), out(3 * 32);
+  std::iota(in.begin(), in.end(), 0.f);
+  RNN_EXT_LAUNCH(load_vectors, dim3(3), dim3(8), 0, nullptr, in.data(), 33, out.data());
+  for (int i = 0; i < 96; ++i) CHECK(out[i] == in[i / 32 * 33 + i % 32]);
 }
 
 // ---- what must not pass ---------------------------------------------------------------------------------------------

@@ -1,0 +1,54 @@
+// Tensor maps: what the copy engine of sm_90 has to know about a matrix. Encoded by the driver, on the host; the
+// function is asked for at run time, so that nothing links libcuda and machines without a driver can load the library.
+#pragma once
+#include <cuda.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+#include <type_traits>
+
+namespace rnn_ext::cuda {
+
+constexpr int kTileRowBytes = 128;  // the 128-byte swizzle's
+
+template <typename T>
+constexpr CUtensorMapDataType kTensorMapType = std::is_same_v<T, float>    ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32
+                                               : std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                                           : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+
+// Whether the copy engine can take a row-major matrix from there: rows start at multiples of 16 bytes.
+template <typename T>
+bool has_tensor_map(const T* data, int64_t rows, int64_t columns, int64_t row_stride) {
+  constexpr int64_t kMaxSize = INT32_MAX;  // coordinates are 32-bit
+  const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_stride * sizeof(T) % 16 == 0;
+  return data != nullptr && aligned && rows > 0 && rows <= kMaxSize && columns > 0 && columns <= kMaxSize &&
+         row_stride >= columns && row_stride < kMaxSize;
+}
+
+// Of tiles of `box_rows` rows of 128 bytes, with the 128-byte swizzle; outside the matrix they read as zero. The map is
+// a pure function of the arguments, and encoding it is host arithmetic: nothing to cache.
+template <typename T>
+cudaError_t encode_tensor_map(CUtensorMap& map, const T* data, int64_t rows, int64_t columns, int64_t row_stride,
+                              int box_rows) {
+  static const auto encode = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result;
+    constexpr unsigned kSince = 12000;
+    const bool found = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSince, cudaEnableDefault,
+                                                        &result) == cudaSuccess;
+    return found ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function) : nullptr;
+  }();
+  if (encode == nullptr) return cudaErrorSymbolNotFound;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride) * sizeof(T)};
+  const cuuint32_t box[2] = {kTileRowBytes / sizeof(T), static_cast<cuuint32_t>(box_rows)};
+  const cuuint32_t element_strides[2] = {1, 1};
+  const CUresult result = encode(&map, kTensorMapType<T>, 2, const_cast<T*>(data), sizes, strides, box, element_strides,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+}  // namespace rnn_ext::cuda
