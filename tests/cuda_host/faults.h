@@ -6,8 +6,13 @@
 
 namespace emu {
 
+#define EMU_BACKWARD_FAULTS(fault)                                                       \
+  /* backward_gemv.cuh */                                                                \
+  fault(gemv_no_row_bound) fault(gemv_no_column_bound) fault(gemv_no_barrier_after_fill) \
+      fault(gemv_no_barrier_before_refill) fault(gemv_no_barrier_before_reduction) fault(gemv_every_block_writes_bias)
+
 #define EMU_FAULTS(fault)                                                                                         \
-  /* tile.cuh */                                                                                                  \
+  EMU_BACKWARD_FAULTS(fault) /* tile.cuh */                                                                       \
   fault(no_barrier_before_fill) fault(no_barrier_after_fill) fault(divergent_barrier) fault(no_row_bound)         \
       fault(no_k_bound) fault(ragged_tail_not_cleared) fault(shared_index_out_of_range) fault(wrong_fragment_row) \
           fault(accumulator_not_cleared) fault(no_store_row_bound)                                                \

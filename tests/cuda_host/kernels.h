@@ -2,6 +2,7 @@
 // kernel gets a line here.
 #pragma once
 #include "backward.cuh"
+#include "backward_gemv.cuh"
 #include "forward.cuh"
 #include "rnn_cell_cuda.h"
 
@@ -23,10 +24,12 @@ template <typename T>
 struct BackwardKernel {
   const char* name;
   cudaError_t (*launch)(const BackwardParams<T>&, cudaStream_t);
+  int64_t max_batch = INT64_MAX;
 };
 template <typename T>
 constexpr BackwardKernel<T> kBackwardKernels[] = {
     {"backward_as_launched", &rnn_cell_backward<T>},
+    {"backward_gemv", &launch_backward_gemv<T>, kMaxGemvBatch},
     {"backward_tiled_small", &launch_backward_tiled<T, SmallTile>},
     {"backward_tiled_large", &launch_backward_tiled<T, LargeTile>},
 };

@@ -239,6 +239,7 @@ void test_backward(const BackwardKernel<T>& kernel, const Case& c, int wanted) {
   const Operand<T> grad(B, H, c.layout, random), output(B, H, c.layout, random), x(B, I, c.layout, random),
       h(B, H, c.layout, random), W(H, I, c.layout, random), U(H, H, c.layout, random);
 
+  const auto is_wanted = [&](int bit) { return (wanted >> bit & 1) != 0; };
   std::vector<double> dz(B * H);
   for (int64_t b = 0; b < B; ++b) {
     for (int64_t n = 0; n < H; ++n)
@@ -248,16 +249,16 @@ void test_backward(const BackwardKernel<T>& kernel, const Case& c, int wanted) {
   for (int64_t b = 0; b < B; ++b) {
     for (int64_t n = 0; n < H; ++n) {
       const double d = dz[b * H + n];
-      for (int64_t i = 0; i < I; ++i) grad_input[b * I + i].add(d * W(n, i));
-      for (int64_t i = 0; i < H; ++i) grad_hx[b * H + i].add(d * U(n, i));
-      for (int64_t i = 0; i < I; ++i) grad_W[n * I + i].add(d * x(b, i));
-      for (int64_t i = 0; c.hx && i < H; ++i) grad_U[n * H + i].add(d * h(b, i));
+      for (int64_t i = 0; is_wanted(0) && i < I; ++i) grad_input[b * I + i].add(d * W(n, i));
+      for (int64_t i = 0; is_wanted(1) && i < H; ++i) grad_hx[b * H + i].add(d * U(n, i));
+      for (int64_t i = 0; is_wanted(2) && i < I; ++i) grad_W[n * I + i].add(d * x(b, i));
+      for (int64_t i = 0; is_wanted(3) && c.hx && i < H; ++i) grad_U[n * H + i].add(d * h(b, i));
       grad_bias[n].add(d);
     }
   }
 
   Result<T> got_input(B * I), got_hx(B * H), got_W(H * I), got_U(H * H), got_bias(H), got_bias_copy(H);
-  const auto asked = [&](int bit, Result<T>& r) { return (wanted >> bit & 1) != 0 ? r.data() : nullptr; };
+  const auto asked = [&](int bit, Result<T>& r) { return is_wanted(bit) ? r.data() : nullptr; };
   BackwardParams<T> p{};
   p.grad_output = grad.matrix();
   p.output = output.matrix();
@@ -287,8 +288,8 @@ void test_backward(const BackwardKernel<T>& kernel, const Case& c, int wanted) {
 
 // ---- the cases ------------------------------------------------------------------------------------------------------
 
-// Shapes around the tiles' edges, with I != H; every other property changes from one to the next, so that all of their
-// values occur with all kinds of shapes without multiplying up.
+// Shapes around the tiles' and strips' edges, with I != H; every other property changes from one to the next, so that
+// all of their values occur with all kinds of shapes without multiplying up.
 std::vector<Case> cases() {
   constexpr int64_t kShapes[][3] = {{0, 5, 4},    {1, 1, 1},    {1, 10, 5},  {3, 5, 7},    {5, 0, 6},   {16, 32, 31},
                                     {17, 33, 35}, {2, 100, 40}, {40, 3, 70}, {65, 20, 66}, {4, 31, 64}, {33, 64, 17}};
@@ -302,6 +303,20 @@ std::vector<Case> cases() {
   }
   return all;
 }
+
+// For the kernels of small batches: aligned rows, which they access in vectors, and more rows than they hold dz of.
+struct BackwardCase {
+  Case c;
+  int wanted;
+};
+const BackwardCase kSmallBatchBackward[] = {
+    {{1, 256, 8, Layout::kContiguous, Nonlinearity::kTanh, true, true}, 31},
+    {{2, 40, 48, Layout::kContiguous, Nonlinearity::kRelu, true, true}, 31},
+    {{4, 64, 32, Layout::kContiguous, Nonlinearity::kSigmoid, true, false}, 31},
+    {{7, 24, 16, Layout::kContiguous, Nonlinearity::kTanh, false, true}, 31},
+    {{6, 20, 64, Layout::kContiguous, Nonlinearity::kTanh, true, true}, 10},
+    {{8, 16, 1100, Layout::kContiguous, Nonlinearity::kTanh, true, true}, 21},
+};
 
 template <typename T>
 void test_all_forward(size_t index) {
@@ -317,7 +332,13 @@ void test_all_backward(size_t index) {
   constexpr int kAll = 31;
   constexpr int kWanted[] = {kAll, kAll, 16, kAll, 3, 12, kAll, 20, 9};
   int i = 0;
-  for (const Case& c : cases()) test_backward(kBackwardKernels<T>[index], c, kWanted[i++ % 9]);
+  const BackwardKernel<T>& kernel = kBackwardKernels<T>[index];
+  for (const Case& c : cases()) {
+    if (c.batch <= kernel.max_batch) test_backward(kernel, c, kWanted[i++ % 9]);
+  }
+  if (kernel.max_batch < INT64_MAX) {
+    for (const BackwardCase& b : kSmallBatchBackward) test_backward(kernel, b.c, b.wanted);
+  }
 }
 
 // One test a kernel of the table, over all dtypes.
