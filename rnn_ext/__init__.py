@@ -5,7 +5,7 @@ See :class:`RNNCell`, :func:`rnn_cell` and :func:`convert_rnn_cells`; ``python -
 
 import torch  # noqa: F401  (its libraries must be loaded before _C)
 
-from . import _C, ops
+from . import _C, _integrations, ops  # noqa: F401
 from ._version import __version__
 from .autograd import RNNCellFunction
 from .convert import convert_rnn_cells

@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from . import _C
 
+_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu, "sigmoid": torch.sigmoid}
+
 
 def rnn_cell(
     input: Tensor,
@@ -32,16 +34,17 @@ def rnn_cell(
     elif unbatched:
         hx = hx.unsqueeze(0)
 
-    if nonlinearity == "tanh":
-        output = torch.rnn_tanh_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-    elif nonlinearity == "relu":
-        output = torch.rnn_relu_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-    elif nonlinearity == "sigmoid":
+    if nonlinearity not in tuple(_ACTIVATIONS):
+        raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
+    if nonlinearity == "sigmoid" or torch._C._are_functorch_transforms_active():
+        # In parts: the whole has no sigmoid, and no rule for vmap, which would run it row by row.
         if not torch.compiler.is_compiling():
             _C.check_sizes(input, hx, weight_ih, weight_hh)
-        output = torch.sigmoid(F.linear(input, weight_ih, bias_ih) + F.linear(hx, weight_hh, bias_hh))
+        z = F.linear(input, weight_ih, bias_ih) + F.linear(hx, weight_hh, bias_hh)
+        output = _ACTIVATIONS[nonlinearity](z)
     else:
-        raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
+        whole = torch.rnn_tanh_cell if nonlinearity == "tanh" else torch.rnn_relu_cell
+        output = whole(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     return output.squeeze(0) if unbatched else output
 
 

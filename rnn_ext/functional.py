@@ -2,13 +2,20 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.overrides import handle_torch_function
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import _C, _aten
 from .autograd import RNNCellFunction
 
-_KERNEL, _AUTOGRAD, _OPERATOR = (int(p) for p in (_C.Path.KERNEL, _C.Path.AUTOGRAD, _C.Path.OPERATOR))
+_ATEN, _KERNEL, _AUTOGRAD, _OPERATOR = (
+    int(p) for p in (_C.Path.ATEN, _C.Path.KERNEL, _C.Path.AUTOGRAD, _C.Path.OPERATOR)
+)
 _FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FUSED_DEVICES = ("cpu", "cuda") if _C.cuda_built else ("cpu",)
+# The tensor subclasses for which the operators have rules; DTensor joins them when it is imported.
+SUBCLASSES: list[type] = [FakeTensor]
 
 
 def rnn_cell(
@@ -45,8 +52,7 @@ def rnn_cell(
     Source: J. L. Elman, Finding Structure in Time, Cognitive Science 14 (1990).
     """
     if torch.compiler.is_compiling():  # Dynamo can't trace pybind11 functions
-        fused = _compiled_takes(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-        path = _OPERATOR if fused else None
+        path = _OPERATOR if _operator_takes(input, hx, weight_ih, weight_hh, bias_ih, bias_hh) else _ATEN
     else:
         path = _C.choose_path(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
 
@@ -55,13 +61,20 @@ def rnn_cell(
     if path == _AUTOGRAD:
         output: Tensor = RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
         return output
+    if path == _ATEN and not torch.compiler.is_compiling():
+        arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+        if any(isinstance(t, torch.fx.Proxy) for t in arguments):  # a leaf of symbolically traced graphs
+            output = handle_torch_function(rnn_cell, arguments, *arguments, nonlinearity)
+            return output
+        if any(isinstance(t, tuple(SUBCLASSES)) for t in arguments) and _operator_takes(*arguments):
+            path = _OPERATOR
     if path == _OPERATOR:
         output = torch.ops.rnn_ext.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
         return output
     return _aten.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
 
 
-def _compiled_takes(
+def _operator_takes(
     input: Tensor,
     hx: Tensor | None,
     weight_ih: Tensor,
@@ -69,10 +82,12 @@ def _compiled_takes(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
 ) -> bool:
-    """What _C.choose_path asks of the tensors, in Python that Dynamo can trace."""
+    """What _C.choose_path asks of the tensors, in Python that Dynamo can trace; SUBCLASSES are taken too."""
     device = input.device.type
     if device not in _FUSED_DEVICES or torch._C._are_functorch_transforms_active():
         return False
+    if not all(p.is_replicate() for t in (weight_ih, weight_hh) for p in getattr(t, "placements", ())):
+        return False  # the operators would gather a DTensor's shards, where ATen's work on them
     autocast = torch.is_autocast_enabled(device)
     for t in (input, hx, weight_ih, weight_hh, bias_ih, bias_hh):
         if t is None:
@@ -80,6 +95,8 @@ def _compiled_takes(
         if t.dtype not in _FUSED_DTYPES or (t.dtype != input.dtype and not autocast) or t.device != input.device:
             return False
         if t.layout != torch.strided:
+            return False
+        if is_traceable_wrapper_subclass(t) and not isinstance(t, tuple(SUBCLASSES)):
             return False
     return all(
         bias is None or (bias.dim() == 1 and weight_hh.dim() == 2 and bias.size(0) == weight_hh.size(1))

@@ -1,0 +1,122 @@
+"""What other parts of PyTorch must be told about the operators.
+
+Some of those parts take long to import (DTensor as long as half of torch), and most programs never use them. So each is
+told when it is imported, by whomever, and right away if it already is.
+"""
+
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from . import functional
+
+_waiting: dict[str, Callable[[], None]] = {}
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds no module itself: it wraps the loader of those that are waited for."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        tell = _waiting.pop(name, None)
+        spec = importlib.util.find_spec(name) if tell else None  # by the other finders, now that none is waiting
+        if tell is None or spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_and_tell(module: ModuleType) -> None:
+            execute(module)
+            tell()
+
+        spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
+        return spec
+
+
+def _once_imported(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    def register(tell: Callable[[], None]) -> Callable[[], None]:
+        if name in sys.modules:
+            tell()
+        else:
+            _waiting[name] = tell
+        return tell
+
+    return register
+
+
+@_once_imported("torch.utils.flop_counter")
+def _register_flops() -> None:
+    """Two FLOPs for each multiplication and addition of the products that the kernels form, as for aten.mm."""
+    from torch.utils.flop_counter import register_flop_formula
+
+    @register_flop_formula(torch.ops.rnn_ext.rnn_cell)
+    def forward(input: Any, hx: Any, weight_ih: Any, weight_hh: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        columns: int = weight_ih[1] + (0 if hx is None else weight_hh[1])
+        rows_by_hidden_size: int = out_shape.numel()
+        return 2 * rows_by_hidden_size * columns
+
+    @register_flop_formula(torch.ops.rnn_ext.rnn_cell_backward)
+    def backward(
+        grad_output: Any, output: Any, input: Any, hx: Any, weight_ih: Any, weight_hh: Any, _: Any, mask: Any, **__: Any
+    ) -> int:
+        rows_by_hidden_size: int = output.numel()
+        input_size = (weight_ih or input or (0,))[-1]
+        hidden_size = output[-1]
+        products = (mask[0], input_size), (mask[1], hidden_size), (mask[2], input_size), (mask[3] and hx, hidden_size)
+        return sum(2 * rows_by_hidden_size * columns for asked, columns in products if asked)
+
+
+@_once_imported("torch.distributed.tensor")
+def _register_sharding() -> None:
+    """The batch may be sharded (weight gradients are then partial sums), everything else is replicated."""
+    try:
+        from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+        from torch.distributed.tensor._op_schema import OpSchema, OpStrategy, RuntimeSchemaInfo
+        from torch.distributed.tensor._ops.utils import expand_to_full_mesh_op_strategy
+
+        register = DTensor._op_dispatcher.sharding_propagator.register_op_strategy
+    except (ImportError, AttributeError):  # private names, which move: DTensors then go through ATen's operators
+        return
+
+    def strategy(op_schema: OpSchema, rows: Sequence[int], outputs: Sequence[Any]) -> OpStrategy:
+        """`rows`: the places of the arguments that have a row for each row of the batch."""
+        tensors = [(i, t) for i, t in enumerate(op_schema.args_schema) if isinstance(t, OpStrategy)]
+        allowed: list[list[Any]] = [[Replicate()] * (len(outputs) + len(tensors))]
+        if tensors[0][1].ndim == 2:
+            allowed.append([*outputs, *(Shard(0) if i in rows else Replicate() for i, _ in tensors)])
+        mesh = op_schema.get_mesh_from_args()
+        return expand_to_full_mesh_op_strategy(mesh, op_schema, allowed, input_index=len(outputs))
+
+    def forward(op_schema: OpSchema) -> OpStrategy:
+        return strategy(op_schema, rows=(0, 1), outputs=[Shard(0)])
+
+    def backward(op_schema: OpSchema) -> Any:
+        mask: Any = op_schema.args_schema[7]
+        outputs = [Shard(0) if i < 2 else Partial() for i, asked in enumerate(mask) if asked]
+        expanded: Any = strategy(op_schema, rows=(0, 1, 2, 3), outputs=outputs)
+        for spec in expanded.strategies:
+            if len(outputs) == 1:  # still a list
+                spec.output_specs = (spec.output_specs,)
+        return expanded
+
+    everything = RuntimeSchemaInfo(0)  # counts in the key of DTensor's cache: which arguments are None does
+    register(torch.ops.rnn_ext.rnn_cell.default, forward, everything)
+    register(torch.ops.rnn_ext.rnn_cell_backward.default, backward, everything)
+    functional.SUBCLASSES.append(DTensor)
+
+
+def _register_builtin() -> None:
+    """TorchScript compiles a call of rnn_cell, whose body it can't read, to the operator."""
+    try:
+        from torch.jit._builtins import _register_builtin
+    except ImportError:  # a private name: torch.jit.script then says what it can't read
+        return
+    _register_builtin(functional.rnn_cell, "rnn_ext::rnn_cell")
+
+
+_register_builtin()
+sys.meta_path.insert(0, _Finder())
