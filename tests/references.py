@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 NONLINEARITIES = ("tanh", "relu", "sigmoid")
 ARGUMENTS = ("input", "hx", "weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -73,6 +73,17 @@ def random_arguments(
         draw(hidden_size) if bias in ("both", "ih") else None,
         draw(hidden_size) if bias in ("both", "hh") else None,
     )
+
+
+def small_arguments(device: str = "cpu", **changes) -> Arguments:
+    """Leaves in float64, small enough for finite differences and whole Jacobians."""
+    return random_arguments(**({"batch": 2, "input_size": 3, "hidden_size": 2, "device": device} | changes)).leaves()
+
+
+def seeded(cls: type[nn.Module], *args, **kwargs) -> nn.Module:
+    """Modules made by this with the same arguments have the same parameters."""
+    torch.manual_seed(3)
+    return cls(*args, **kwargs)
 
 
 def eager_cell(

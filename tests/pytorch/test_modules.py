@@ -8,12 +8,12 @@ import pickle
 
 import pytest
 import torch
-from references import NONLINEARITIES
+from references import NONLINEARITIES, seeded
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, prune
 
 import rnn_ext
 
@@ -26,11 +26,6 @@ CONSTRUCTIONS = {
     "hidden_size_zero": ((4, 0), {}),
 }
 every_construction = pytest.mark.parametrize("args, kwargs", CONSTRUCTIONS.values(), ids=CONSTRUCTIONS.keys())
-
-
-def seeded(cls: type[nn.Module], *args, **kwargs) -> nn.Module:
-    torch.manual_seed(3)
-    return cls(*args, **kwargs)
 
 
 def assert_same_parameters(ours: nn.Module, theirs: nn.Module) -> None:
@@ -219,80 +214,6 @@ def test_training_follows_nn_rnncell_step_for_step(device):
     assert losses[0][-1] < losses[0][0]
 
 
-def test_a_shared_cell_gives_the_same_gradients_from_many_threads():
-    """Backward runs on autograd's threads and forward on the caller's; the kernels keep no state between calls."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    cell = rnn_ext.RNNCell(30, 40)
-    x = torch.randn(16, 30)
-
-    def gradients(_) -> list[Tensor]:
-        return list(torch.autograd.grad(cell(x).sum(), list(cell.parameters())))
-
-    expected = gradients(None)
-    with ThreadPoolExecutor(4) as pool:
-        for result in pool.map(gradients, range(40)):
-            assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
-
-
-# Autocast
-
-
-@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
-@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
-def test_autocast_gives_nn_rnncells_dtypes(hx, nonlinearity, inputs, low, device):
-    """float32 and half precisions are cast, float64 is not and then does not fit float32 parameters."""
-    x, h = torch.randn(3, 4), torch.randn(3, 5)
-    outcomes = []
-    for cls in (rnn_ext.RNNCell, nn.RNNCell):
-        cell = seeded(cls, 4, 5, nonlinearity=nonlinearity).to(device)
-        leaf = x.to(device, inputs).requires_grad_()
-        try:
-            with torch.autocast(device, low):
-                output = cell(leaf, h.to(device, inputs)) if hx else cell(leaf)
-        except RuntimeError as error:
-            outcomes.append(type(error))
-            continue
-        output.sum().backward()
-        gradients = [leaf.grad, *(p.grad for p in cell.parameters())]
-        outcomes.append([output.dtype, [g.dtype for g in gradients]])
-        # Nine terms of unit size and a dozen roundings to `low`, on each side.
-        few = 32 * torch.finfo(low).eps
-        reference = seeded(nn.RNNCell, 4, 5, nonlinearity=nonlinearity)
-        expected = reference(x, h if hx else None)
-        torch.testing.assert_close(output.float().cpu(), expected, rtol=few, atol=few)
-    assert outcomes[0] == outcomes[1]
-
-
-def test_autocast_casts_the_sigmoid_cell_too(device):
-    cell = rnn_ext.RNNCell(4, 5, nonlinearity="sigmoid", device=device)
-    with torch.autocast(device, torch.bfloat16):
-        output = cell(torch.randn(3, 4, device=device))
-    output.sum().backward()
-    assert output.dtype == torch.bfloat16
-    assert {p.grad.dtype for p in cell.parameters()} == {torch.float32}
-
-
-def test_autocast_turned_off_inside_leaves_float32(device):
-    cell = rnn_ext.RNNCell(4, 5, device=device)
-    x = torch.randn(3, 4, device=device)
-    with torch.autocast(device, torch.bfloat16), torch.autocast(device, enabled=False):
-        assert torch.equal(cell(x), cell(x))
-        assert cell(x).dtype == torch.float32
-
-
-def test_autocast_covers_a_sequence_whose_hidden_state_changes_dtype(device):
-    """The first hx is float32, every later one bfloat16."""
-    cell = rnn_ext.RNNCell(4, 5, device=device)
-    with torch.autocast(device, torch.bfloat16):
-        hx = torch.zeros(3, 5, device=device)
-        for _ in range(3):
-            hx = cell(torch.randn(3, 4, device=device), hx)
-            assert hx.dtype == torch.bfloat16
-
-
 # LazyRNNCell
 
 
@@ -406,105 +327,3 @@ def test_a_lazy_cell_checks_its_later_inputs():
     cell(torch.zeros(3, 4))
     with pytest.raises(RuntimeError, match="got 6 expected 4"):
         cell(torch.zeros(3, 6))
-
-
-# convert_rnn_cells
-
-
-class Model(nn.Module):
-    """Cells at every depth, one of them twice, and what must be left alone."""
-
-    class Custom(nn.RNNCell):
-        def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-            return super().forward(input, hx) + 1
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.RNNCell(4, 5)
-        self.nested = nn.Sequential(nn.Linear(5, 5), nn.ModuleDict({"inner": nn.RNNCell(5, 5, False, "relu")}))
-        self.shared = self.first
-        self.custom = self.Custom(5, 5)
-        self.lstm = nn.LSTMCell(5, 5)
-        self.ours = rnn_ext.RNNCell(5, 5, nonlinearity="sigmoid")
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.shared(x, self.first(x))
-        h = self.nested[1]["inner"](self.nested[0](h), h)
-        return self.ours(self.custom(h), h)
-
-
-def test_conversion_reaches_every_cell_and_only_cells():
-    model = rnn_ext.convert_rnn_cells(Model())
-    for cell in (model.first, model.nested[1]["inner"], model.shared, model.ours):
-        assert type(cell) is rnn_ext.RNNCell
-    assert type(model.custom) is Model.Custom
-    assert type(model.lstm) is nn.LSTMCell
-    assert model.shared is model.first
-
-
-def test_conversion_changes_neither_outputs_nor_gradients_nor_the_state_dict():
-    x = torch.randn(3, 4)
-
-    def run(model: Model):
-        output = model(x)
-        used = {k: p for k, p in model.named_parameters() if not k.startswith("lstm")}
-        gradients = torch.autograd.grad(output.sum(), list(used.values()))
-        return output, dict(zip(used, gradients, strict=True))
-
-    model = Model()
-    before, names = run(model), list(model.state_dict())
-    torch.testing.assert_close(run(rnn_ext.convert_rnn_cells(model)), before)
-    assert list(model.state_dict()) == names
-
-
-def test_conversion_shares_the_parameters():
-    """Optimizers made before the conversion must go on working."""
-    model = Model()
-    before = dict(model.named_parameters())
-    assert rnn_ext.convert_rnn_cells(model) is model
-    after = dict(model.named_parameters())
-    assert list(after) == list(before)
-    assert all(after[name] is before[name] for name in before)
-
-
-def test_conversion_keeps_hooks_flags_and_attributes():
-    model = Model().eval()
-    calls = []
-    model.first.register_forward_hook(lambda *_: calls.append("forward"))
-    model.first.register_forward_pre_hook(lambda *_: calls.append("pre"))
-    model.first.bias_ih.requires_grad_(False)
-    model.first.label = "kept"
-    rnn_ext.convert_rnn_cells(model)
-    model.first(torch.zeros(3, 4))
-    assert calls == ["pre", "forward"]
-    assert not any(module.training for module in model.modules())
-    assert not model.first.bias_ih.requires_grad
-    assert model.first.label == "kept"
-
-
-def test_conversion_of_a_bare_cell_gives_a_fused_cell():
-    cell = nn.RNNCell(4, 5)
-    converted = rnn_ext.convert_rnn_cells(cell)
-    assert type(converted) is rnn_ext.RNNCell
-    assert converted.weight_ih is cell.weight_ih
-
-
-def test_conversion_twice_is_conversion_once():
-    model = rnn_ext.convert_rnn_cells(Model())
-    modules = list(model.modules())
-    assert all(a is b for a, b in zip(modules, rnn_ext.convert_rnn_cells(model).modules(), strict=True))
-
-
-def test_conversion_leaves_a_parametrized_cell_working():
-    cell = parametrizations.weight_norm(nn.RNNCell(4, 5), "weight_hh")
-    x = torch.randn(3, 4)
-    expected = cell(x)
-    converted = rnn_ext.convert_rnn_cells(nn.Sequential(cell))
-    assert parametrize.is_parametrized(converted[0], "weight_hh")
-    torch.testing.assert_close(converted(x), expected)
-
-
-def test_conversion_of_a_model_without_cells_returns_it_unchanged():
-    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh())
-    assert rnn_ext.convert_rnn_cells(model) is model
-    assert [type(m) for m in model] == [nn.Linear, nn.Tanh]

@@ -6,19 +6,13 @@ import itertools
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from references import (
     ARGUMENTS,
     NONLINEARITIES,
     Arguments,
-    eager_cell,
     float64_reference,
-    output_and_gradients,
     random_arguments,
 )
-from torch import Tensor, nn
-from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.testing import CompileCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
@@ -132,128 +126,3 @@ def test_strided_rows_are_read_in_place(device):
     cell = rnn_ext.RNNCell(7, 5, device=device)
     sequence, hidden = torch.randn(3, 4, 7, device=device), torch.randn(3, 15, device=device)
     assert not COPIES & set(operators_run(lambda: cell(sequence[:, 1], hidden[:, 5:10])))
-
-
-# torch.compile and torch.export
-
-
-@every_variant
-@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_the_compiled_function_gives_eager_results_without_graph_breaks(backend, nonlinearity, variant, device):
-    args = random_arguments(device=device, **variant)
-    grad_output = torch.randn(3, 5, dtype=torch.float64).to(device)
-    compiled = torch.compile(rnn_ext.rnn_cell, fullgraph=True, backend=backend)
-    torch.testing.assert_close(
-        output_and_gradients(compiled, args, nonlinearity, grad_output),
-        output_and_gradients(eager_cell, args, nonlinearity, grad_output),
-    )
-
-
-def output_and_parameter_gradients(cell: nn.Module, call, *inputs) -> tuple[Tensor, list[Tensor]]:
-    output = call(*inputs)
-    return output, list(torch.autograd.grad(output.sum(), list(cell.parameters())))
-
-
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_the_compiled_module_gives_eager_results_without_graph_breaks(backend, device):
-    cell = rnn_ext.RNNCell(7, 5, device=device)
-    compiled = torch.compile(cell, fullgraph=True, backend=backend)
-    x, hx = torch.randn(3, 7, device=device), torch.randn(3, 5, device=device)
-    for inputs in ((x, hx), (x,), (x[0], hx[0])):
-        torch.testing.assert_close(
-            output_and_parameter_gradients(cell, compiled, *inputs),
-            output_and_parameter_gradients(cell, cell, *inputs),
-        )
-
-
-def test_a_compiled_loop_over_time_gives_eager_results(device):
-    cell = rnn_ext.RNNCell(7, 5, device=device)
-    steps = torch.randn(4, 3, 7, device=device)
-
-    def unroll(steps):
-        hx = None
-        for step in steps:
-            hx = cell(step, hx)
-        return hx
-
-    compiled = torch.compile(unroll, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(
-        output_and_parameter_gradients(cell, compiled, steps),
-        output_and_parameter_gradients(cell, unroll, steps),
-    )
-
-
-def test_compiled_graphs_contain_the_fused_operators_both_ways(device):
-    """Dynamo cannot trace the eager entry points; the operators must take their place, not the ATen composition."""
-    called: dict[str, list] = {}
-
-    def record(direction):
-        def compiler(graph, _):
-            called[direction] = [node.target for node in graph.graph.nodes if node.op == "call_function"]
-            return make_boxed_func(graph.forward)
-
-        return compiler
-
-    backend = aot_autograd(fw_compiler=record("forward"), bw_compiler=record("backward"))
-    cell = rnn_ext.RNNCell(7, 5, device=device)
-    torch.compile(cell, fullgraph=True, backend=backend)(torch.randn(3, 7, device=device)).sum().backward()
-    assert called["forward"].count(rnn_cell_op.default) == 1
-    assert called["backward"].count(rnn_cell_backward_op.default) == 1
-    for targets in called.values():
-        assert not {torch.ops.aten.addmm.default, torch.ops.aten.mm.default} & set(targets)
-
-
-def test_a_compiled_cell_with_a_dynamic_batch_is_compiled_once(device):
-    cell = rnn_ext.RNNCell(7, 5, device=device)
-    counter = CompileCounter()
-    compiled = torch.compile(cell, fullgraph=True, dynamic=True, backend=counter)
-    for batch in (2, 3, 17):
-        x = torch.randn(batch, 7, device=device)
-        torch.testing.assert_close(compiled(x), cell(x))
-    assert counter.frame_count == 1
-
-
-def test_a_compiled_cell_under_autocast_gives_the_low_precision(device):
-    cell = rnn_ext.RNNCell(7, 5, device=device)
-    x = torch.randn(3, 7, device=device)
-    with torch.autocast(device, torch.bfloat16):
-        output, expected = torch.compile(cell, fullgraph=True, backend="aot_eager")(x), cell(x)
-    assert output.dtype == torch.bfloat16
-    torch.testing.assert_close(output, expected)
-    output.sum().backward()
-    assert cell.weight_ih.grad.dtype == torch.float32
-
-
-def test_compiled_functorch_transforms_equal_eager(device):
-    args = random_arguments(device=device)
-
-    def per_row(x, hx):
-        return torch.func.vmap(torch.func.grad(lambda x, hx: rnn_ext.rnn_cell(x, hx, *args[2:]).sum()))(x, hx)
-
-    compiled = torch.compile(per_row, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*args[:2]), per_row(*args[:2]))
-
-
-def test_a_compiled_cell_of_another_dtype_falls_back_to_aten():
-    cell = rnn_ext.RNNCell(4, 5, dtype=torch.complex64)
-    x = torch.randn(3, 4, dtype=torch.complex64)
-    torch.testing.assert_close(torch.compile(cell, fullgraph=True, backend="aot_eager")(x), cell(x))
-
-
-def test_an_exported_cell_takes_any_batch_and_keeps_the_operator(device):
-    cell = rnn_ext.RNNCell(7, 5, device=device)
-    x = torch.randn(3, 7, device=device)
-    exported = torch.export.export(cell, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    assert rnn_cell_op.default in [node.target for node in exported.graph.nodes]
-    for batch in (3, 8):
-        x = torch.randn(batch, 7, device=device)
-        torch.testing.assert_close(exported.module()(x), cell(x))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_a_traced_cell_gives_eager_results(device):
-    cell = rnn_ext.RNNCell(7, 5, device=device)
-    traced = torch.jit.trace(cell, (torch.randn(3, 7, device=device), torch.randn(3, 5, device=device)))
-    x, hx = torch.randn(4, 7, device=device), torch.randn(4, 5, device=device)
-    torch.testing.assert_close(traced(x, hx), cell(x, hx))

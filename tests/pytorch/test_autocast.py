@@ -1,0 +1,95 @@
+"""Autocast: nn.RNNCell's dtypes, eager and compiled, and parameters whose gradients stay float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from references import seeded
+from torch import nn
+
+import rnn_ext
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("inputs", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+def test_autocast_gives_nn_rnncells_dtypes(hx, nonlinearity, inputs, low, device):
+    """float32 and half precisions are cast, float64 is not and then does not fit float32 parameters."""
+    x, h = torch.randn(3, 4), torch.randn(3, 5)
+    outcomes = []
+    for cls in (rnn_ext.RNNCell, nn.RNNCell):
+        cell = seeded(cls, 4, 5, nonlinearity=nonlinearity).to(device)
+        leaf = x.to(device, inputs).requires_grad_()
+        try:
+            with torch.autocast(device, low):
+                output = cell(leaf, h.to(device, inputs)) if hx else cell(leaf)
+        except RuntimeError as error:
+            outcomes.append(type(error))
+            continue
+        output.sum().backward()
+        gradients = [leaf.grad, *(p.grad for p in cell.parameters())]
+        outcomes.append([output.dtype, [g.dtype for g in gradients]])
+        # Nine terms of unit size and a dozen roundings to `low`, on each side.
+        few = 32 * torch.finfo(low).eps
+        reference = seeded(nn.RNNCell, 4, 5, nonlinearity=nonlinearity)
+        expected = reference(x, h if hx else None)
+        torch.testing.assert_close(output.float().cpu(), expected, rtol=few, atol=few)
+    assert outcomes[0] == outcomes[1]
+
+
+def test_autocast_casts_the_sigmoid_cell_too(device):
+    cell = rnn_ext.RNNCell(4, 5, nonlinearity="sigmoid", device=device)
+    with torch.autocast(device, torch.bfloat16):
+        output = cell(torch.randn(3, 4, device=device))
+    output.sum().backward()
+    assert output.dtype == torch.bfloat16
+    assert {p.grad.dtype for p in cell.parameters()} == {torch.float32}
+
+
+def test_autocast_turned_off_inside_leaves_float32(device):
+    cell = rnn_ext.RNNCell(4, 5, device=device)
+    x = torch.randn(3, 4, device=device)
+    with torch.autocast(device, torch.bfloat16), torch.autocast(device, enabled=False):
+        assert torch.equal(cell(x), cell(x))
+        assert cell(x).dtype == torch.float32
+
+
+def test_autocast_covers_a_sequence_whose_hidden_state_changes_dtype(device):
+    """The first hx is float32, every later one bfloat16."""
+    cell = rnn_ext.RNNCell(4, 5, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        hx = torch.zeros(3, 5, device=device)
+        for _ in range(3):
+            hx = cell(torch.randn(3, 4, device=device), hx)
+            assert hx.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+def test_a_compiled_cell_under_autocast_gives_what_an_eager_one_does(low, device):
+    """Dtypes and values, and gradients of the parameters in float32."""
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    compiled = torch.compile(cell, fullgraph=True, backend="aot_eager")
+    x, hx = torch.randn(3, 7, device=device), torch.randn(3, 5, device=device)
+    results = []
+    for call in (compiled, cell):
+        with torch.autocast(device, low):
+            output = call(x, hx)
+        gradients = torch.autograd.grad(output.sum(), list(cell.parameters()))
+        assert output.dtype == low
+        assert {g.dtype for g in gradients} == {torch.float32}
+        results.append([output, list(gradients)])
+    torch.testing.assert_close(*results)
+
+
+def test_autocast_inside_a_compiled_function_is_respected(device):
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(x):
+        with torch.autocast(device, torch.bfloat16):
+            low = cell(x)
+        return low, cell(x)
+
+    low, full = compiled(torch.randn(3, 7, device=device))
+    assert (low.dtype, full.dtype) == (torch.bfloat16, torch.float32)

@@ -1,0 +1,126 @@
+"""What autograd saves: checkpointing, saved-tensor hooks, retained graphs, and tensors changed too early."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from entries import every_entry, through_module
+from references import eager_cell, seeded, small_arguments
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
+
+import rnn_ext
+from rnn_ext import rnn_cell
+
+
+@every_entry
+def test_a_graph_can_be_walked_twice_only_if_retained(cell, device):
+    args = small_arguments(device)
+    loss = cell(*args).sum()
+    first = torch.autograd.grad(loss, args, retain_graph=True)
+    second = torch.autograd.grad(loss, args)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, args)
+
+
+@every_entry
+@pytest.mark.parametrize("changed", ["input", "hx", "weight_ih", "weight_hh", "output"])
+def test_in_place_change_of_a_saved_tensor_is_caught(cell, changed, device):
+    def change_and_differentiate(f) -> None:
+        args = small_arguments(device)
+        output = f(*args)
+        with torch.no_grad():
+            (output if changed == "output" else getattr(args, changed)).add_(1)
+        output.sum().backward()
+
+    for f in (eager_cell, cell):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            change_and_differentiate(f)
+
+
+@pytest.mark.parametrize("cell", [rnn_cell, through_module], ids=["function", "module"])
+@pytest.mark.parametrize("saves_for", ["input", "hx", "weight_ih", "weight_hh"])
+def test_a_tensor_that_no_asked_gradient_needs_may_be_changed(cell, saves_for, device):
+    """An optimizer may step the weights of a first layer before its backward: its input needs no gradient."""
+    other = {"input": "weight_ih", "hx": "weight_hh", "weight_ih": "input", "weight_hh": "hx"}[saves_for]
+
+    def gradients(f, change: bool) -> list[Tensor]:
+        torch.manual_seed(0)
+        args = small_arguments(device)
+        getattr(args, saves_for).requires_grad_(False)
+        output = f(*args)
+        if change:
+            with torch.no_grad():
+                getattr(args, other).add_(1)
+        return torch.autograd.grad(output.sum(), [t for t in args if t.requires_grad])
+
+    gradients(eager_cell, change=True)
+    torch.testing.assert_close(gradients(cell, change=True), gradients(cell, change=False))
+
+
+def test_saved_tensor_hooks_see_the_saved_tensors(device):
+    """Activation offloading and quantisation hook in here; so does memory accounting."""
+    args = small_arguments(device)
+    packed = []
+
+    def pack(t: Tensor) -> Tensor:
+        packed.append(t)
+        return t.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        output = rnn_cell(*args)
+    assert {tuple(t.shape) for t in packed} >= {(2, 3), (2, 2)}
+    gradients = torch.autograd.grad(output.sum(), args)
+    torch.testing.assert_close(gradients, torch.autograd.grad(eager_cell(*args).sum(), args))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_gives_the_same_gradients(use_reentrant, device):
+    args = small_arguments(device)
+    output = checkpoint(rnn_cell, *args, use_reentrant=use_reentrant)
+    output.sum().backward()
+    expected = torch.autograd.grad(eager_cell(*args).sum(), args)
+    torch.testing.assert_close([t.grad for t in args], list(expected))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpointed_sequence_trains_as_nn_rnncells(use_reentrant, device):
+    """The usual use: the steps of a long sequence are computed again in the backward pass, two at a time."""
+    x = torch.randn(4, 3, 4, device=device)
+    results = []
+    for cls in (rnn_ext.RNNCell, nn.RNNCell):
+        cell = seeded(cls, 4, 5, device=device)
+
+        def two_steps(x, hx, cell=cell):
+            return cell(x[1], cell(x[0], hx))
+
+        hx = torch.zeros(3, 5, device=device, requires_grad=True)
+        for steps in x.split(2):
+            hx = checkpoint(two_steps, steps, hx, use_reentrant=use_reentrant)
+        hx.sum().backward()
+        results.append([p.grad for p in cell.parameters()])
+    torch.testing.assert_close(*results)
+
+
+@every_entry
+def test_saving_on_the_cpu_gives_the_same_gradients(cell, device):
+    args = small_arguments(device)
+    with save_on_cpu():
+        output = cell(*args)
+    torch.testing.assert_close(
+        torch.autograd.grad(output.sum(), args), torch.autograd.grad(eager_cell(*args).sum(), args)
+    )
+
+
+@every_entry
+def test_no_input_is_saved_that_no_gradient_needs(cell, device):
+    """With frozen weights (adapters, inference with gradients of the input) neither x nor h is kept alive."""
+    args = small_arguments(device)
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        getattr(args, name).requires_grad_(False)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.data_ptr()) or t, lambda t: t):
+        output = cell(*args)
+    assert set(saved) == {output.data_ptr(), args.weight_ih.data_ptr(), args.weight_hh.data_ptr()}

@@ -1,0 +1,145 @@
+"""torch.export and AOTInductor, and the older ways to take a graph: torch.fx and TorchScript."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import torch
+from references import NONLINEARITIES, random_arguments
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import rnn_ext
+
+rnn_cell_op = torch.ops.rnn_ext.rnn_cell
+
+BATCH = torch.export.Dim("batch")
+
+
+def exported_cell(
+    device: str, *, hx: bool = True, strict: bool = False
+) -> tuple[nn.Module, torch.export.ExportedProgram]:
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    inputs = (torch.randn(3, 7, device=device), torch.randn(3, 5, device=device))[: 2 if hx else 1]
+    shapes = tuple({0: BATCH} for _ in inputs)
+    return cell, torch.export.export(cell, inputs, dynamic_shapes=shapes, strict=strict)
+
+
+def called(graph_module: torch.fx.GraphModule) -> list:
+    return [node.target for node in graph_module.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+@pytest.mark.parametrize("strict", [True, False], ids=["strict", "non_strict"])
+def test_an_exported_cell_is_the_operator_and_takes_any_batch(strict, hx, device):
+    cell, program = exported_cell(device, hx=hx, strict=strict)
+    assert called(program.graph_module) == [rnn_cell_op.default]
+    assert called(program.run_decompositions().graph_module) == [rnn_cell_op.default]
+    for batch in (1, 3, 8):
+        inputs = [torch.randn(batch, n, device=device) for n in (7, 5)][: 2 if hx else 1]
+        torch.testing.assert_close(program.module()(*inputs), cell(*inputs))
+
+
+def test_an_exported_cell_is_saved_loaded_and_trained(device):
+    cell, program = exported_cell(device)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    loaded = torch.export.load(file).module()
+    x, hx = torch.randn(4, 7, device=device), torch.randn(4, 5, device=device)
+    for module in (cell, loaded):
+        module(x, hx).sum().backward()
+    torch.testing.assert_close(
+        {name: p.grad for name, p in loaded.named_parameters()},
+        {name: p.grad for name, p in cell.named_parameters()},
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_exported_cell_is_compiled_ahead_of_time_by_aotinductor(device, tmp_path):
+    cell, program = exported_cell(device)
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "cell.pt2"))
+    loaded = torch._inductor.aoti_load_package(package)
+    for batch in (1, 3, 8):
+        x, hx = torch.randn(batch, 7, device=device), torch.randn(batch, 5, device=device)
+        torch.testing.assert_close(loaded(x, hx), cell(x, hx))
+
+
+class Model(nn.Module):
+    def __init__(self, device: str = "cpu", bias: bool = True, nonlinearity: str = "tanh") -> None:
+        super().__init__()
+        self.cell = rnn_ext.RNNCell(7, 5, bias, nonlinearity, device)
+
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:
+        return self.cell(x, hx) + 1
+
+
+# fx
+
+
+@pytest.mark.parametrize("module", [lambda d: rnn_ext.RNNCell(7, 5, device=d), Model], ids=["cell", "model"])
+def test_fx_traces_the_cell_as_one_call(module, device):
+    """nn.RNNCell, too, is a leaf where a model contains it."""
+    module = module(device)
+    traced = torch.fx.symbolic_trace(module)
+    assert called(traced)[0] is rnn_ext.rnn_cell
+    for inputs in (
+        (torch.randn(3, 7, device=device), torch.randn(3, 5, device=device)),
+        (torch.randn(7, device=device),),
+    ):
+        torch.testing.assert_close(traced(*inputs), module(*inputs))
+    traced(*inputs).sum().backward()
+    assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx_traces_the_operator(mode, device):
+    args = random_arguments(device=device)
+    traced = make_fx(lambda *args: rnn_ext.rnn_cell(*args), tracing_mode=mode)(*args)
+    assert called(traced) == [rnn_cell_op.default]
+    torch.testing.assert_close(traced(*args), rnn_ext.rnn_cell(*args))
+
+
+# TorchScript
+
+no_deprecation = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@no_deprecation
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_a_scripted_model_calls_the_operator_and_trains(nonlinearity, bias, device):
+    model = Model(device, bias, nonlinearity)
+    scripted = torch.jit.script(model)
+    assert "rnn_ext::rnn_cell" in str(scripted.inlined_graph)
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    x, hx = torch.randn(3, 7, device=device), torch.randn(3, 5, device=device)
+    for inputs in ((x, hx), (x,), (x[0], hx[0])):
+        results = []
+        for module in (model, scripted, loaded):
+            output = module(*inputs)
+            results.append([output, list(torch.autograd.grad(output.sum(), list(module.parameters())))])
+        torch.testing.assert_close(results[1], results[0])
+        torch.testing.assert_close(results[2], results[0])
+
+
+@no_deprecation
+def test_a_scripted_function_may_call_rnn_cell(device):
+    @torch.jit.script
+    def scripted(x: Tensor, w: Tensor, u: Tensor) -> Tensor:
+        return rnn_ext.rnn_cell(x, None, w, u, nonlinearity="relu")
+
+    x, w, u = (torch.randn(shape, device=device) for shape in ((3, 7), (5, 7), (5, 5)))
+    torch.testing.assert_close(scripted(x, w, u), rnn_ext.rnn_cell(x, None, w, u, nonlinearity="relu"))
+
+
+@no_deprecation
+def test_a_traced_cell_gives_eager_results(device):
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    traced = torch.jit.trace(cell, (torch.randn(3, 7, device=device), torch.randn(3, 5, device=device)))
+    x, hx = torch.randn(4, 7, device=device), torch.randn(4, 5, device=device)
+    torch.testing.assert_close(traced(x, hx), cell(x, hx))

@@ -1,0 +1,154 @@
+"""torch.func and the other function transforms, in any nesting that nn.RNNCell allows."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from references import NONLINEARITIES, eager_cell, small_arguments
+from torch import Tensor, nn
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
+
+import rnn_ext
+from rnn_ext import rnn_cell
+
+
+def test_forward_mode_tangents_equal_eager(device):
+    args, tangents = small_arguments(device), small_arguments(device)
+    with torch.autograd.forward_ad.dual_level():
+        duals = [
+            torch.autograd.forward_ad.make_dual(t.detach(), v.detach()) for t, v in zip(args, tangents, strict=True)
+        ]
+        ours, expected = (torch.autograd.forward_ad.unpack_dual(f(*duals)).tangent for f in (rnn_cell, eager_cell))
+    torch.testing.assert_close(ours, expected)
+
+
+def scalar(cell):
+    return lambda *args: cell(*args).pow(2).sum()
+
+
+def per_example_gradients(cell, args):
+    def loss(weight_ih, x, h):
+        return scalar(cell)(x, h, weight_ih, *args[3:])
+
+    return vmap(grad(loss), in_dims=(None, 0, 0))(args.weight_ih, args.input, args.hx)
+
+
+# name: (cell, arguments) -> tensors
+TRANSFORMS = {
+    "grad": lambda cell, a: grad(scalar(cell), argnums=(0, 1, 2, 3, 4, 5))(*a),
+    "grad_of_grad": lambda cell, a: grad(lambda x: grad(scalar(cell))(x, *a[1:]).pow(2).sum())(a.input),
+    "vjp": lambda cell, a: vjp(cell, *a)[1](torch.ones_like(a.hx)),
+    "jvp": lambda cell, a: jvp(cell, tuple(a), tuple(t.cos() for t in a)),
+    "jvp_of_grad": lambda cell, a: jvp(grad(scalar(cell)), tuple(a), tuple(t.cos() for t in a)),
+    "jacrev": lambda cell, a: jacrev(cell, argnums=(0, 1, 2, 3))(*a),
+    "jacfwd": lambda cell, a: jacfwd(cell, argnums=(0, 1, 2, 3))(*a),
+    "hessian": lambda cell, a: hessian(scalar(cell), argnums=(0, 2))(*a),
+    "vmap_rows": lambda cell, a: vmap(cell, in_dims=(0, 0) + (None,) * 4)(*a),
+    "vmap_rows_without_hx": lambda cell, a: vmap(lambda x: cell(x, None, *a[2:]))(a.input),
+    "vmap_batches": lambda cell, a: vmap(lambda x: cell(x, *a[1:]))(torch.stack([a.input, -a.input])),
+    "vmap_ensemble": lambda cell, a: vmap(cell, in_dims=(None, None, 0, 0, 0, 0))(
+        *a[:2], *(torch.stack([t, -t, 2 * t]) for t in a[2:])
+    ),
+    "vmap_of_grad": per_example_gradients,
+    "vmap_of_backward": lambda cell, a: torch.autograd.grad(
+        cell(*a), a, torch.stack([torch.ones_like(a.hx), a.hx.detach()]), is_grads_batched=True
+    ),
+    "autograd_functional_hessian": lambda cell, a: torch.autograd.functional.hessian(
+        lambda x: scalar(cell)(x, *a[1:]), a.input
+    ),
+    "autograd_functional_jvp": lambda cell, a: torch.autograd.functional.jvp(
+        lambda x: cell(x, *a[1:]), a.input, torch.ones_like(a.input)
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap over torch.rnn_tanh_cell
+@pytest.mark.parametrize("detached", [True, False], ids=["plain_inputs", "inputs_require_grad"])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+def test_function_transforms_equal_eager(transform, detached, device):
+    args = small_arguments(device)
+    if detached and transform is not TRANSFORMS["vmap_of_backward"]:
+        args = args.map(Tensor.detach)
+    torch.testing.assert_close(transform(rnn_cell, args), transform(eager_cell, args))
+
+
+def test_transforms_of_the_module_equal_nn_rnncell(device):
+    """Per-example gradients of a whole module, the usual recipe: vmap of grad of functional_call."""
+    theirs = nn.RNNCell(3, 4, device=device, dtype=torch.float64)
+    ours = rnn_ext.RNNCell(3, 4, device=device, dtype=torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    x, h = (torch.randn(5, n, dtype=torch.float64).to(device) for n in (3, 4))
+
+    def gradients(cell):
+        def loss(parameters, *row):
+            return functional_call(cell, parameters, row).pow(2).sum()
+
+        return vmap(grad(loss), in_dims=(None, 0, 0))(dict(cell.named_parameters()), x, h)
+
+    torch.testing.assert_close(gradients(ours), gradients(theirs))
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+def test_vmap_never_takes_the_slow_path(nonlinearity, device):
+    """nn.RNNCell does: torch.rnn_tanh_cell has no batching rule, so that vmap warns and runs it row by row."""
+    args = small_arguments(device)
+
+    def gradients(x, h):
+        return grad(lambda x, h: rnn_cell(x, h, *args[2:], nonlinearity).sum(), argnums=(0, 1))(x, h)
+
+    def derivative(x):
+        return jvp(lambda x: rnn_cell(x, None, *args[2:], nonlinearity), (x,), (x,))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "There is a performance drop")
+        vmap(rnn_cell, in_dims=(0, 0, None, None, None, None, None))(*args, nonlinearity)
+        vmap(lambda w: rnn_cell(args.input, args.hx, w, *args[3:], nonlinearity))(torch.stack([args.weight_ih] * 3))
+        vmap(gradients)(args.input, args.hx)
+        vmap(vmap(derivative))(torch.stack([args.input, -args.input]))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_an_ensemble_equals_its_members_one_by_one(bias, device):
+    """torch.func's recipe for model ensembling, with and without the gradients of every member."""
+    members = [rnn_ext.RNNCell(4, 5, bias, device=device, dtype=torch.float64) for _ in range(3)]
+    parameters, _ = stack_module_state(members)
+    base = rnn_ext.RNNCell(4, 5, bias, device="meta", dtype=torch.float64)
+    x, h = (torch.randn(2, n, dtype=torch.float64).to(device) for n in (4, 5))
+
+    def loss(parameters, x, h):
+        return functional_call(base, parameters, (x, h)).pow(2).sum()
+
+    outputs = vmap(lambda p: functional_call(base, p, (x, h)))(parameters)
+    torch.testing.assert_close(outputs, torch.stack([cell(x, h) for cell in members]))
+    gradients = vmap(grad(loss), in_dims=(0, None, None))(parameters, x, h)
+    for i, cell in enumerate(members):
+        expected = torch.autograd.grad(cell(x, h).pow(2).sum(), list(cell.parameters()))
+        torch.testing.assert_close([g[i] for g in gradients.values()], list(expected))
+
+
+# name: f -> the transformed f, both from x of shape (3) to a tensor
+LAYERS = {
+    "grad": lambda f: grad(lambda x: f(x).pow(2).sum()),
+    "vjp": lambda f: lambda x: (lambda y, back: back(y.cos())[0])(*vjp(f, x)),
+    "jvp": lambda f: lambda x: jvp(f, (x,), (x.cos(),))[1],
+    "jacrev": jacrev,
+    "jacfwd": jacfwd,
+    "vmap": lambda f: lambda x: vmap(f)(torch.stack([x, x.cos()])),
+}
+
+
+@pytest.mark.parametrize("outer, middle, inner", list(itertools.product(LAYERS, repeat=3)))
+def test_transforms_nest_three_deep(outer, middle, inner, device):
+    """Some of these nn.RNNCell does not allow: it adds in place where vmap can't."""
+    cell = rnn_ext.RNNCell(3, 2, dtype=torch.float64, device=device)
+
+    def formula(x):
+        return torch.tanh(cell.weight_ih @ x + cell.bias_ih + cell.weight_hh @ x[:2] + cell.bias_hh)
+
+    x = torch.randn(3, dtype=torch.float64).to(device)
+    ours, expected = (LAYERS[outer](LAYERS[middle](LAYERS[inner](f)))(x) for f in (lambda x: cell(x, x[:2]), formula))
+    torch.testing.assert_close(ours, expected)
