@@ -43,9 +43,9 @@ def test_runtime_and_wrappers(variant: build.Variant) -> None:
 
 
 @needs_host
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_kernels(direction: str, variant: build.Variant) -> None:
-    check_run(build.kernels_program(variant), variant, "--seeds", str(SEEDS[variant.name]), direction)
+@pytest.mark.parametrize("part", ["mainloop", "forward", "backward"])
+def test_kernels(part: str, variant: build.Variant) -> None:
+    check_run(build.kernels_program(variant), variant, "--seeds", str(SEEDS[variant.name]), part)
 
 
 # ---- tests of the tests: each planted fault is caught, by these builds at least ------------------------------------
@@ -55,13 +55,11 @@ def test_kernels(direction: str, variant: build.Variant) -> None:
 WRONG = r"FAIL .* expected"
 IN_TILE = r"tile\.cuh:\d+"
 IN_GEMV = r"backward_gemv\.cuh:\d+"
+IN_OPERAND = r"operand\.cuh:\d+"
 FAULTS = {
     "no_barrier_before_fill": ("forward_tiled_small", {"plain": WRONG, "tsan": IN_TILE}),
     "no_barrier_after_fill": ("forward_tiled_small", {"plain": WRONG, "tsan": IN_TILE}),
     "divergent_barrier": ("forward_tiled_small", {"plain": r"tile\.cuh:\d+: __syncthreads while other threads"}),
-    "no_row_bound": ("forward_tiled_small", {"asan": IN_TILE}),
-    "no_k_bound": ("forward_tiled_small", {"plain": WRONG, "asan": IN_TILE}),
-    "ragged_tail_not_cleared": ("forward_tiled_small", {"plain": WRONG}),
     "shared_index_out_of_range": ("forward_tiled_small", {"plain": WRONG, "asan": IN_TILE}),
     "wrong_fragment_row": ("forward_tiled_small", {"plain": WRONG}),
     "accumulator_not_cleared": ("forward_tiled_small", {"plain": WRONG}),
@@ -76,6 +74,19 @@ FAULTS = {
     "gemv_no_barrier_before_refill": ("backward_gemv", {"plain": WRONG, "tsan": IN_GEMV}),
     "gemv_no_barrier_before_reduction": ("backward_gemv", {"plain": WRONG, "tsan": IN_GEMV}),
     "gemv_every_block_writes_bias": ("backward_gemv", {"tsan": IN_GEMV}),
+    "no_row_bound": ("mainloop_simt_float", {"asan": IN_OPERAND}),
+    "no_k_bound": ("mainloop_tensor_core_half", {"plain": WRONG, "asan": IN_OPERAND}),
+    "ragged_tail_not_cleared": ("mainloop_tensor_core_half", {"plain": WRONG}),
+    "misaligned_vector_copy": ("mainloop_tensor_core_half", {"plain": r"operand\.cuh:\d+: cp\.async: misaligned"}),
+    "misaligned_staged_load": ("mainloop_simt_bfloat16", {"asan": r"operand\.cuh:\d+.*misaligned address"}),
+    "wrong_fragment": ("mainloop_tensor_core_half", {"plain": WRONG}),
+    "missed_cp_async_wait": ("mainloop_tensor_core_half", {"plain": WRONG + r"|cp\.async still in flight"}),
+    "no_stage_barrier": ("mainloop_simt_float", {"plain": WRONG, "tsan": r"(engine|operand|traffic)\.\w+:\d+"}),
+    "wrong_stage": ("mainloop_tensor_core_half", {"plain": WRONG}),
+    "no_barrier_before_epilogue": (
+        "mainloop_tensor_core_half",
+        {"plain": WRONG, "tsan": r"(engine|mainloop)\.cuh:\d+"},
+    ),
 }
 # What no kernel of the project does, in the small kernels of the wrappers' tests.
 IN_WRAPPERS = r"test_wrappers\.cpp:\d+"

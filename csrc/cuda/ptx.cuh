@@ -124,8 +124,8 @@ RNN_EXT_PTX_INLINE void mma_m16n8k8_tf32(float (&c)[4], const uint32_t (&a)[4], 
                    emu::mma_m16n8k8_tf32(c, a, b, where));
 }
 
-// c (16x8) += a (16x16, row-major) b (16x8, column-major), T = __half or __nv_bfloat16, two to a register, the lower k
-// in the low half. Lane l = 4 g + t holds
+// c (16x8) += a (16x16, row-major) b (16x8, column-major), T = __half (from sm_75) or __nv_bfloat16 (from sm_80), two
+// to a register, the lower k in the low half. Lane l = 4 g + t holds
 //   a: (g, 2t..) (g + 8, 2t..) (g, 2t + 8..) (g + 8, 2t + 8..)     b: (2t.., g) (2t + 8.., g)     c: as above
 template <typename T>
 RNN_EXT_PTX_INLINE void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -133,11 +133,20 @@ RNN_EXT_PTX_INLINE void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], cons
 template <>
 RNN_EXT_PTX_INLINE void mma_m16n8k16<__half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                              [[maybe_unused]] Where where) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  // Half of it is what sm_75 has: the first 8 of k, then the others.
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%8}, {%0,%1,%2,%3};\n\t"
+      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%6,%7}, {%9}, {%0,%1,%2,%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
   RNN_EXT_PTX_SM80(asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
                                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" : "+f"(c[0]),
                                 "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]),
                                 "r"(b[0]), "r"(b[1])),
                    emu::mma_m16n8k16_f16(c, a, b, where));
+#endif
 }
 template <>
 RNN_EXT_PTX_INLINE void mma_m16n8k16<__nv_bfloat16>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],

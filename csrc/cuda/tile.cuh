@@ -4,8 +4,7 @@
 #pragma once
 #include <cstdint>
 
-#include "launch.cuh"
-#include "math.cuh"
+#include "operand.cuh"
 
 namespace rnn_ext::cuda {
 
@@ -94,9 +93,8 @@ struct Tile {
     for (int e = static_cast<int>(threadIdx.x); e < kRows * Shape::BK; e += Shape::kThreads) {
       const int r = kContiguousInK ? e / Shape::BK : e % kRows;
       const int k = kContiguousInK ? e % Shape::BK : e / kRows;
-      const bool has_row = r0 + r < r_end || RNN_EXT_PLANTED(no_row_bound);
-      const bool has_k = k0 + k < k_end || RNN_EXT_PLANTED(no_k_bound);
-      if (!(has_row && has_k) && RNN_EXT_PLANTED(ragged_tail_not_cleared)) continue;
+      const bool has_row = r0 + r < r_end;
+      const bool has_k = k0 + k < k_end;
       slice[RNN_EXT_PLANTED(shared_index_out_of_range) ? k + 1 : k][r] =
           has_row && has_k ? load(r0 + r, k0 + k) : Acc(0);
     }
@@ -107,8 +105,6 @@ struct Tile {
 using SmallTile = TileShape<16, 32, 32, 2, 2>;
 using LargeTile = TileShape<64, 64, 16, 4, 4>;
 constexpr int64_t kTilesToFillGpu = 128;  // about one a multiprocessor on the large data-centre GPUs
-
-__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename T>
 __device__ __forceinline__ Accumulator<T> load(const Matrix<T>& m, int64_t row, int64_t column) {

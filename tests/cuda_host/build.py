@@ -168,7 +168,7 @@ def wrappers_program(variant: Variant) -> Path:
 
 def kernels_program(variant: Variant) -> Path:
     """The tests of the project's kernels."""
-    sources = [HERE / "test_kernels.cpp", *sorted(KERNELS.glob("*.cu"))]
+    sources = [HERE / "test_kernels.cpp", HERE / "test_mainloop.cpp", *sorted(KERNELS.glob("*.cu"))]
     return build_program("test_kernels", variant, sources)
 
 

@@ -6,21 +6,48 @@
 
 namespace emu {
 
-#define EMU_BACKWARD_FAULTS(fault)                                                       \
-  /* backward_gemv.cuh */                                                                \
-  fault(gemv_no_row_bound) fault(gemv_no_column_bound) fault(gemv_no_barrier_after_fill) \
-      fault(gemv_no_barrier_before_refill) fault(gemv_no_barrier_before_reduction) fault(gemv_every_block_writes_bias)
-
-#define EMU_FAULTS(fault)                                                                                         \
-  EMU_BACKWARD_FAULTS(fault) /* tile.cuh */                                                                       \
-  fault(no_barrier_before_fill) fault(no_barrier_after_fill) fault(divergent_barrier) fault(no_row_bound)         \
-      fault(no_k_bound) fault(ragged_tail_not_cleared) fault(shared_index_out_of_range) fault(wrong_fragment_row) \
-          fault(accumulator_not_cleared) fault(no_store_row_bound)                                                \
-              fault(no_store_column_bound) /* forward.cuh, backward.cuh */                                        \
-      fault(shared_memory_too_small) fault(half_of_k_forgotten)                                                   \
-          fault(every_column_writes_bias) /* test_wrappers.cpp */                                                 \
-      fault(no_cluster_wait) fault(early_block_exit) fault(no_fence_before_store) fault(unordered_sum)            \
-          fault(sum_without_its_turn) fault(misaligned_vector_load)
+// clang-format off: a line a fault, so that adding one touches no other
+#define EMU_FAULTS(fault) \
+  /* tile.cuh */ \
+  fault(no_barrier_before_fill) \
+  fault(no_barrier_after_fill) \
+  fault(divergent_barrier) \
+  fault(shared_index_out_of_range) \
+  fault(wrong_fragment_row) \
+  fault(accumulator_not_cleared) \
+  fault(no_store_row_bound) \
+  fault(no_store_column_bound) \
+  /* forward.cuh, backward.cuh */ \
+  fault(shared_memory_too_small) \
+  fault(half_of_k_forgotten) \
+  fault(every_column_writes_bias) \
+  /* backward_gemv.cuh */ \
+  fault(gemv_no_row_bound) \
+  fault(gemv_no_column_bound) \
+  fault(gemv_no_barrier_after_fill) \
+  fault(gemv_no_barrier_before_refill) \
+  fault(gemv_no_barrier_before_reduction) \
+  fault(gemv_every_block_writes_bias) \
+  /* operand.cuh, engine.cuh, mainloop.cuh */ \
+  fault(no_row_bound) \
+  fault(no_k_bound) \
+  fault(ragged_tail_not_cleared) \
+  fault(misaligned_vector_copy) \
+  fault(misaligned_staged_load) \
+  fault(wrong_fragment) \
+  fault(missed_cp_async_wait) \
+  fault(no_stage_barrier) \
+  fault(wrong_stage) \
+  fault(no_barrier_before_epilogue) \
+  /* test_wrappers.cpp */ \
+  fault(no_cluster_wait) \
+  fault(early_block_exit) \
+  fault(no_fence_before_store) \
+  fault(unordered_sum) \
+  fault(sum_without_its_turn) \
+  fault(misaligned_vector_load) \
+  /* end */
+// clang-format on
 
 enum class Fault {
   kNone,

@@ -182,6 +182,7 @@ int main() {
   record("tanh_approx", "0.001", run_tanh_approx, 128, 128);
   record("counters", "exact", run_counters, 128, 7);
   record("named_barrier", "exact", run_named_barrier, 128, 64);
+  record("mma_f16", "exact", run_mma_16bit<__half>, 32, 32 * 4);
   if (major >= 8) {
     record("cp_async_4", "exact", run_cp_async<4>, 64, 64 * 2);
     record("cp_async_8", "exact", run_cp_async<8>, 64, 64 * 4);
@@ -189,7 +190,6 @@ int main() {
     record("to_tf32", "exact", run_to_tf32, 128, 256);
     record("mma_tf32", "exact", run_mma_tf32<true>, 32, 32 * 4);
     record("mma_tf32_low_bits", "0.00001", run_mma_tf32<false>, 32, 32 * 4);
-    record("mma_f16", "exact", run_mma_16bit<__half>, 32, 32 * 4);
     record("mma_bf16", "exact", run_mma_16bit<__nv_bfloat16>, 32, 32 * 4);
     record("mma_f64", "exact", run_mma_f64, 32, 32 * 2);
   }
