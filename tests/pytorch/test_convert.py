@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
+from references import seeded
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import rnn_ext
 
@@ -93,13 +97,107 @@ def test_conversion_twice_is_conversion_once():
     assert all(a is b for a, b in zip(modules, rnn_ext.convert_rnn_cells(model).modules(), strict=True))
 
 
-def test_conversion_leaves_a_parametrized_cell_working():
-    cell = parametrizations.weight_norm(nn.RNNCell(4, 5), "weight_hh")
+def parametrized(cls=nn.RNNCell) -> nn.Module:
+    cell = parametrizations.weight_norm(seeded(cls, 4, 5), "weight_hh")
+    return parametrizations.spectral_norm(cell, "weight_ih").eval()
+
+
+def test_conversion_keeps_parametrizations():
+    """torch.nn.utils.parametrize gives such a cell a class of its own, below nn.RNNCell."""
+    model = nn.Sequential(parametrized())
     x = torch.randn(3, 4)
-    expected = cell(x)
-    converted = rnn_ext.convert_rnn_cells(nn.Sequential(cell))
-    assert parametrize.is_parametrized(converted[0], "weight_hh")
-    torch.testing.assert_close(converted(x), expected)
+    expected, state = model(x), model.state_dict()
+    rnn_ext.convert_rnn_cells(model)
+    assert isinstance(model[0], rnn_ext.RNNCell)
+    assert parametrize.is_parametrized(model[0], "weight_hh")
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(model.state_dict(), state)
+    assert type(copy.deepcopy(model)[0]) is type(model[0])
+    for name in ("weight_hh", "weight_ih"):
+        parametrize.remove_parametrizations(model[0], name)
+    assert type(model[0]) is rnn_ext.RNNCell
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_conversion_of_a_parametrized_cell_leaves_its_copies_alone():
+    """deepcopy shares the class that was made for the parametrized cell."""
+    cell = parametrized()
+    copied = copy.deepcopy(cell)
+    rnn_ext.convert_rnn_cells(cell)
+    assert isinstance(cell, rnn_ext.RNNCell)
+    assert not isinstance(copied, rnn_ext.RNNCell)
+
+
+def test_pruned_cells_are_converted_with_their_masks_and_hooks():
+    cell = prune.l1_unstructured(nn.RNNCell(4, 5), "weight_hh", amount=0.5)
+    x, hx = torch.randn(3, 4), torch.randn(3, 5)
+    expected = cell(x, hx)
+    rnn_ext.convert_rnn_cells(cell)
+    assert (type(cell), prune.is_pruned(cell)) == (rnn_ext.RNNCell, True)
+    torch.testing.assert_close(cell(x, hx), expected)
+
+
+def test_an_optimizer_made_before_goes_on_training_as_without_the_conversion():
+    x = torch.randn(3, 4)
+    results = []
+    for convert in (lambda model: model, rnn_ext.convert_rnn_cells):
+        model = seeded(Model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+        for step in range(4):
+            if step == 2:
+                convert(model)
+            optimizer.zero_grad()
+            model(x).sum().backward()
+            optimizer.step()
+        results.append(dict(model.named_parameters()))
+    torch.testing.assert_close(*results)
+
+
+# And back
+
+
+def test_the_inverse_undoes_the_conversion():
+    model = Model()
+    del model.ours  # which is no nn.RNNCell to begin with
+    model.parametrized = parametrized()
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    parameters = dict(model.named_parameters())
+    calls = []
+    model.first.register_forward_hook(lambda *_: calls.append("forward"))
+    assert rnn_ext.convert_rnn_cells(rnn_ext.convert_rnn_cells(model), inverse=True) is model
+    kinds["parametrized"] = type(model.parametrized)
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    assert kinds["parametrized"].__mro__[1] is nn.RNNCell
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    assert model.shared is model.first
+    model.first(torch.randn(3, 4))
+    assert calls == ["forward"]
+
+
+def test_the_inverse_leaves_subclasses_of_the_fused_cell_alone():
+    class Custom(rnn_ext.RNNCell):
+        pass
+
+    assert type(rnn_ext.convert_rnn_cells(Custom(4, 5), inverse=True)) is Custom
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_dynamic_quantization_works_after_the_inverse():
+    """It looks modules up by their exact type."""
+    quantization = pytest.importorskip("torch.ao.quantization", reason="torch.ao has moved to torchao")
+    if not torch.backends.quantized.supported_engines[-1:]:
+        pytest.skip("this build of torch has no engine for quantized operators")
+    theirs = nn.Sequential(seeded(nn.RNNCell, 4, 5))
+    ours = nn.Sequential(seeded(rnn_ext.RNNCell, 4, 5))
+    x = torch.randn(3, 4)
+    before = quantization.quantize_dynamic(ours, {nn.RNNCell})
+    assert type(before[0]) is rnn_ext.RNNCell
+    theirs, ours = (
+        quantization.quantize_dynamic(model, {nn.RNNCell})
+        for model in (theirs, rnn_ext.convert_rnn_cells(ours, inverse=True))
+    )
+    assert type(ours[0]) is type(theirs[0]) is not nn.RNNCell
+    assert torch.equal(ours(x), theirs(x))
 
 
 def test_conversion_of_a_model_without_cells_returns_it_unchanged():

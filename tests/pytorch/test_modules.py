@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, prune, stateless
 
 import rnn_ext
 
@@ -78,6 +78,15 @@ def through_torch_save(cell: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
+def through_weights_only_load(cell: nn.Module) -> nn.Module:
+    """Needs no more than nn.RNNCell: its class is the only one that must be declared safe."""
+    file = io.BytesIO()
+    torch.save(cell, file)
+    file.seek(0)
+    with torch.serialization.safe_globals([rnn_ext.RNNCell]):
+        return torch.load(file, weights_only=True)
+
+
 def through_saved_state_dict(cell: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(cell.state_dict(), file)
@@ -91,6 +100,7 @@ COPIES = {
     "pickle": lambda cell: pickle.loads(pickle.dumps(cell)),
     "deepcopy": copy.deepcopy,
     "torch_save": through_torch_save,
+    "weights_only": through_weights_only_load,
     "saved_state_dict": through_saved_state_dict,
 }
 
@@ -154,16 +164,35 @@ def test_a_tensor_subclass_stays_what_it_is():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_hooks_fire_on_the_way_there_and_back():
-    cell = rnn_ext.RNNCell(4, 5)
+def test_hooks_fire_on_the_way_there_and_back(device):
+    cell = rnn_ext.RNNCell(4, 5, device=device)
     seen = []
     cell.register_forward_pre_hook(lambda module, args: seen.append("pre"))
     cell.register_forward_hook(lambda module, args, output: seen.append("forward"))
+    cell.register_full_backward_pre_hook(lambda module, grad_out: seen.append("backward_pre"))
     cell.register_full_backward_hook(lambda module, grad_in, grad_out: seen.append("backward"))
     cell.weight_hh.register_hook(lambda grad: seen.append("weight_hh"))
-    cell(torch.randn(3, 4, requires_grad=True)).sum().backward()
-    assert seen[:2] == ["pre", "forward"]
-    assert sorted(seen[2:]) == ["backward", "weight_hh"]
+    cell.bias_ih.register_post_accumulate_grad_hook(lambda p: seen.append("bias_ih"))
+    cell(torch.randn(3, 4, device=device, requires_grad=True)).sum().backward()
+    assert seen[:3] == ["pre", "forward", "backward_pre"]
+    assert sorted(seen[3:]) == ["backward", "bias_ih", "weight_hh"]
+
+
+def test_hooks_see_and_change_what_nn_rnncells_do(device):
+    """Arguments by position and by name, the output, and the gradients of inputs and output."""
+    x, hx = torch.randn(3, 4, device=device), torch.randn(3, 5, device=device)
+    results = []
+    for cls in (rnn_ext.RNNCell, nn.RNNCell):
+        cell = seeded(cls, 4, 5, device=device)
+        seen = []
+        cell.register_forward_pre_hook(lambda m, args, kwargs: (args, kwargs | {"hx": hx}), with_kwargs=True)
+        cell.register_forward_hook(lambda m, args, output: 2 * output)
+        cell.register_full_backward_hook(lambda m, grad_in, grad_out, seen=seen: seen.extend([*grad_in, *grad_out]))
+        leaf = x.clone().requires_grad_()
+        output = cell(leaf)
+        output.pow(2).sum().backward()
+        results.append([output, leaf.grad, seen])
+    torch.testing.assert_close(*results)
 
 
 PARAMETRIZATIONS = {
@@ -186,11 +215,27 @@ def test_parametrized_weights_train_as_in_nn_rnncell(reparametrize):
     torch.testing.assert_close(*results)
 
 
-def test_functional_call_uses_the_given_parameters():
+@pytest.mark.parametrize("call", [functional_call, stateless.functional_call], ids=["func", "stateless"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_functional_call_uses_the_given_parameters(call):
     cell = rnn_ext.RNNCell(4, 5)
     theirs = nn.RNNCell(4, 5)
     x = torch.randn(3, 4)
-    torch.testing.assert_close(functional_call(cell, theirs.state_dict(), (x,)), theirs(x))
+    torch.testing.assert_close(call(cell, theirs.state_dict(), (x,)), theirs(x))
+
+
+def test_swapped_tensors_are_used_by_the_next_call(device):
+    """torch.utils.swap_tensors exchanges what two Parameter objects are, under everyone who holds them."""
+    cell, theirs = rnn_ext.RNNCell(4, 5, device=device), nn.RNNCell(4, 5, device=device)
+    x = torch.randn(3, 4, device=device)
+    expected = theirs(x).detach()
+    held = list(cell.parameters())
+    for ours, other in zip(cell.parameters(), theirs.parameters(), strict=True):
+        torch.utils.swap_tensors(ours, other)
+    output = cell(x)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert all(p.grad is not None and p is q for p, q in zip(held, cell.parameters(), strict=True))
 
 
 def test_training_follows_nn_rnncell_step_for_step(device):
