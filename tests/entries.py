@@ -1,4 +1,4 @@
-"""Every way to call the cell, with the signature of rnn_ext.rnn_cell."""
+"""Every way to call the cell, with the signature of rnn_ext.rnn_cell, and the operators that a call runs."""
 
 from __future__ import annotations
 
@@ -22,3 +22,10 @@ def through_operator(input, hx, weight_ih, weight_hh, bias_ih=None, bias_hh=None
 
 ENTRIES = {"function": rnn_cell, "module": through_module, "operator": through_operator}
 every_entry = pytest.mark.parametrize("cell", ENTRIES.values(), ids=ENTRIES.keys())
+
+
+def operators_run(f) -> list[str]:
+    """The names that the profiler records while f runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        f()
+    return [event.name for event in profile.events()]

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from entries import operators_run
 from references import (
     ARGUMENTS,
     NONLINEARITIES,
@@ -88,12 +89,6 @@ def test_outputs_of_the_operators_own_their_memory(device):
 
 
 # Eager calls
-
-
-def operators_run(f) -> list[str]:
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        f()
-    return [event.name for event in profile.events()]
 
 
 PLAIN_ATEN = {"aten::linear", "aten::addmm", "aten::mm", "aten::matmul", "aten::add_", "aten::tanh", "aten::sum"}
