@@ -56,6 +56,7 @@ WRONG = r"FAIL .* expected"
 IN_TILE = r"tile\.cuh:\d+"
 IN_GEMV = r"backward_gemv\.cuh:\d+"
 IN_OPERAND = r"operand\.cuh:\d+"
+IN_WGMMA = r"forward_wgmma\.cuh:\d+"
 FAULTS = {
     "no_barrier_before_fill": ("forward_tiled_small", {"plain": WRONG, "tsan": IN_TILE}),
     "no_barrier_after_fill": ("forward_tiled_small", {"plain": WRONG, "tsan": IN_TILE}),
@@ -87,6 +88,18 @@ FAULTS = {
         "mainloop_tensor_core_half",
         {"plain": WRONG, "tsan": r"(engine|mainloop)\.cuh:\d+"},
     ),
+    "no_wait_for_tile": ("forward_wgmma_64", {"plain": IN_WGMMA}),
+    "wrong_phase": ("forward_wgmma_64", {"plain": "deadlock: .* wait in mbarrier wait at " + IN_WGMMA}),
+    "wrong_byte_count": ("forward_wgmma_64", {"plain": "deadlock: .* wait in mbarrier wait at " + IN_WGMMA}),
+    "early_release": ("forward_wgmma_64", {"plain": IN_WGMMA, "tsan": IN_WGMMA}),
+    "no_wait_for_wgmma": ("forward_wgmma_64", {"plain": IN_WGMMA, "tsan": IN_WGMMA}),
+    "wgmma_adds_to_garbage": ("forward_wgmma_64", {"plain": WRONG}),
+    "weights_not_switched": ("forward_wgmma_64", {"plain": WRONG}),
+    "no_proxy_fence": ("forward_wgmma_64", {"tsan": IN_WGMMA}),
+    "no_wait_for_stores": ("forward_wgmma_256", {"tsan": IN_WGMMA}),
+    "no_barrier_before_bias": ("forward_wgmma_64", {"plain": WRONG, "tsan": IN_WGMMA}),
+    "peer_not_asked": ("forward_wgmma_256", {"plain": WRONG, "tsan": IN_WGMMA}),
+    "peer_exits_early": ("forward_wgmma_256", {"plain": IN_WGMMA + ": .* has returned", "tsan": IN_WGMMA}),
 }
 # What no kernel of the project does, in the small kernels of the wrappers' tests.
 IN_WRAPPERS = r"test_wrappers\.cpp:\d+"
@@ -198,6 +211,17 @@ REQUIRED = {
     "forward.cu": {"sm_75": ["FFMA", "DFMA", r"BAR\.SYNC"]},
     "backward.cu": {"sm_75": ["FFMA", "DFMA", r"BAR\.SYNC"]},
     "backward_gemv.cu": {"sm_75": [r"LDG\.E\.128", r"STG\.E\.128", r"LDS(\.U)?\.128"]},
+    "forward_wgmma.cu": {
+        "sm_90a": [
+            r"UTMALDG\.2D ",
+            r"UTMALDG\.2D\.MULTICAST",
+            r"UTMASTG\.2D",
+            r"STSM\.16\.M88\.4",
+            r"SYNCS\.PHASECHK",
+            r"USETMAXREG",
+            *(rf"HGMMA\.64x{n}x16\.F32{t}" for n in (64, 128, 256) for t in (" ", r"\.BF16")),
+        ]
+    },
     "golden.cu": {
         "sm_75": [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.2", r"MUFU\.TANH", r"ATOMG?\.E\.INC\.STRONG\.GPU"],
         "sm_80": [
@@ -248,6 +272,28 @@ def test_stack_frames_are_seen(tmp_path: Path) -> None:
     assert kernel.max_threads == 96
 
 
+@needs_nvcc
+def test_serialised_wgmma_is_refused(tmp_path: Path) -> None:
+    source = tmp_path / "touches_sums_in_flight.cu"
+    source.write_text(
+        '#include "ptx_sm90.cuh"\n'
+        "using namespace rnn_ext::cuda;\n"
+        "__global__ void __launch_bounds__(128) f(float* p, uint64_t a, uint64_t b, int n) {\n"
+        "  float sums[32] = {};\n"
+        "  ptx::wgmma_fence();\n"
+        "  for (int i = 0; i < n; ++i) {\n"
+        "    ptx::wgmma<__half, 64>(sums, a, b, 1);\n"
+        "    sums[0] += 1.f;\n"
+        "  }\n"
+        "  ptx::wgmma_commit();\n"
+        "  ptx::wgmma_wait<0>();\n"
+        "  for (int i = 0; i < 32; ++i) p[32 * threadIdx.x + i] = sums[i];\n"
+        "}\n"
+    )
+    with pytest.raises(RuntimeError, match="GMMA in function"):
+        cubin.compile(source, "sm_90a")
+
+
 # ---- the launchers as operators ------------------------------------------------------------------------------------
 
 NONLINEARITIES = [torch.tanh, torch.relu, torch.sigmoid]  # in the order of csrc/params.h
@@ -255,6 +301,8 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 KERNELS = re.findall(r'\{"(\w+)",', (build.HERE / "kernels.h").read_text())
 FORWARD = [name for name in KERNELS if name.startswith("forward")]
 BACKWARD = [name for name in KERNELS if name.startswith("backward")]
+# What they take is theirs to say: the tests give them 16-bit elements in rows of a multiple of 16 bytes.
+ALIGNED_16_BIT = re.findall(r'\{"(\w+)",[^}]*_takes', (build.HERE / "kernels.h").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -283,9 +331,15 @@ def reference(f, x, h, weight_ih, weight_hh, bias_ih, bias_hh):
     return f(z)
 
 
+def check_forward(ops, kernel: str, seed: int, *arguments: torch.Tensor | None) -> None:
+    for i, f in enumerate(NONLINEARITIES):
+        output = ops.forward(*arguments, i, kernel, seed)
+        torch.testing.assert_close(output, reference(f, *arguments).to(output.dtype))
+
+
 @needs_host
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernel", FORWARD)
+@pytest.mark.parametrize("kernel", [name for name in FORWARD if name not in ALIGNED_16_BIT])
 def test_forward_operator(ops, kernel: str, dtype: torch.dtype) -> None:
     for seed, (sizes, layout) in enumerate(
         [((1, 1, 1), "nt"), ((3, 10, 5), "nn"), ((20, 7, 33), "tn"), ((65, 40, 70), "nn"), ((9, 70, 40), "tt")]
@@ -295,10 +349,17 @@ def test_forward_operator(ops, kernel: str, dtype: torch.dtype) -> None:
             x, h = x.T.contiguous().T, h.T.contiguous().T
         if layout[1] == "t":
             weight_ih, weight_hh = weight_ih.T.contiguous().T, weight_hh.T.contiguous().T
-        arguments = (x, None if seed == 1 else h, weight_ih, weight_hh, None if seed == 2 else bias_ih, bias_hh)
-        for i, f in enumerate(NONLINEARITIES):
-            output = ops.forward(*arguments, i, kernel, seed)
-            torch.testing.assert_close(output, reference(f, *arguments).to(dtype))
+        hx = None if seed == 1 else h
+        check_forward(ops, kernel, seed, x, hx, weight_ih, weight_hh, None if seed == 2 else bias_ih, bias_hh)
+
+
+@needs_host
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kernel", ALIGNED_16_BIT)
+def test_forward_operator_of_aligned_rows(ops, kernel: str, dtype: torch.dtype) -> None:
+    for seed, sizes in enumerate([(1, 8, 8), (3, 80, 72), (140, 136, 264)]):
+        x, h, weight_ih, weight_hh, bias_ih, bias_hh = operands(*sizes, dtype)
+        check_forward(ops, kernel, seed, x, None if seed == 1 else h, weight_ih, weight_hh, bias_ih, bias_hh)
 
 
 class Cell(torch.autograd.Function):
@@ -329,7 +390,8 @@ def test_operators_pass_gradcheck(ops, kernels: tuple[str, str], f: int) -> None
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_operators_give_the_same_bits_under_every_schedule(ops, kernel: str) -> None:
     batch = 8 if "gemv" in kernel else 33
-    x, h, weight_ih, weight_hh, bias_ih, bias_hh = operands(batch, 20, 40, torch.float32)
+    dtype = torch.float16 if kernel in ALIGNED_16_BIT else torch.float32
+    x, h, weight_ih, weight_hh, bias_ih, bias_hh = operands(batch, 24, 40, dtype)
 
     def run(seed: int) -> list[torch.Tensor]:
         if kernel.startswith("forward"):
@@ -344,11 +406,13 @@ def test_operators_give_the_same_bits_under_every_schedule(ops, kernel: str) -> 
 @needs_host
 @pytest.mark.parametrize("kernel", FORWARD)
 def test_operators_keep_nan_and_infinity(ops, kernel: str) -> None:
-    special = torch.tensor([[float("nan")], [float("inf")], [float("-inf")], [0.0]])
-    one = torch.ones(1, 1)
+    dtype = torch.float16 if kernel in ALIGNED_16_BIT else torch.float32
+    special = torch.zeros(4, 8, dtype=dtype)
+    special[:, 3] = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.0])
+    ones = torch.ones(8, 8, dtype=dtype)
     for i, f in enumerate(NONLINEARITIES):
-        output = ops.forward(special, None, one, one, None, None, i, kernel, 1)
-        torch.testing.assert_close(output, f(special), equal_nan=True)
+        output = ops.forward(special, None, ones, ones, None, None, i, kernel, 1)
+        torch.testing.assert_close(output, f(special[:, 3:4]).expand(4, 8), equal_nan=True)
 
 
 # ---- golden vectors ------------------------------------------------------------------------------------------------

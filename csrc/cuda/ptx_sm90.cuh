@@ -1,5 +1,5 @@
-// Inline PTX and polling loops of sm_90 and later; ptx.cuh has the rest and says how wrappers are made. wgmma and
-// setmaxnreg belong to sm_90a alone.
+// Inline PTX and polling loops of sm_90 and later; ptx.cuh has the rest and says how wrappers are made. wgmma,
+// setmaxnreg and fast multicast belong to sm_90a alone.
 #pragma once
 #include <cuda.h>  // CUtensorMap: types only, nothing of libcuda is linked
 
@@ -188,10 +188,10 @@ RNN_EXT_PTX_INLINE void tma_load(void* shared, const CUtensorMap* map, int x, in
 // The same into the same place of every block of the cluster whose bit is in the mask, each with its own barrier.
 RNN_EXT_PTX_INLINE void tma_load_multicast(void* shared, const CUtensorMap* map, int x, int y, uint64_t* barrier,
                                            uint16_t block_mask, [[maybe_unused]] Where where = Where::here()) {
-  RNN_EXT_PTX_SM90(asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                                ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
-                                "l"(map), "r"(x), "r"(y), "r"(shared_address(barrier)), "h"(block_mask) : "memory"),
-                   emu::tma_load(shared, map, x, y, barrier, block_mask, where));
+  RNN_EXT_PTX_SM90A(asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(shared)),
+                                 "l"(map), "r"(x), "r"(y), "r"(shared_address(barrier)), "h"(block_mask) : "memory"),
+                    emu::tma_load(shared, map, x, y, barrier, block_mask, where));
 }
 
 // Stores a tile, but for what lies outside the matrix. Groups of stores are waited for as with cp.async.

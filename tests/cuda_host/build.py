@@ -13,6 +13,7 @@ import glob
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -115,8 +116,11 @@ def _lock(path: Path):
         yield
 
 
-def run_compiler(arguments: list[str], output: Path, compiler: str | None = None) -> None:
-    """Runs the host compiler, or another one, unless `output` is there already; shows its messages if it fails."""
+def run_compiler(arguments: list[str], output: Path, compiler: str | None = None, refuse: str = "") -> None:
+    """Runs the host compiler, or another one, unless `output` is there already; shows its messages if it fails.
+
+    It has failed, too, if the pattern `refuse` is given and found in its messages.
+    """
     if output.exists():
         return
     with _lock(output):
@@ -125,7 +129,7 @@ def run_compiler(arguments: list[str], output: Path, compiler: str | None = None
         unfinished = output.with_name(f"{output.name}.{os.getpid()}.tmp")
         command = [compiler or host_compiler() or "g++", *arguments, "-o", str(unfinished)]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode != 0:
+        if done.returncode != 0 or (refuse and re.search(refuse, done.stdout + done.stderr)):
             raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
         os.replace(unfinished, output)
 

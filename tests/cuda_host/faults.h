@@ -39,6 +39,19 @@ namespace emu {
   fault(no_stage_barrier) \
   fault(wrong_stage) \
   fault(no_barrier_before_epilogue) \
+  /* forward_wgmma.cuh */ \
+  fault(no_wait_for_tile) \
+  fault(wrong_phase) \
+  fault(wrong_byte_count) \
+  fault(early_release) \
+  fault(no_wait_for_wgmma) \
+  fault(wgmma_adds_to_garbage) \
+  fault(weights_not_switched) \
+  fault(no_proxy_fence) \
+  fault(no_wait_for_stores) \
+  fault(no_barrier_before_bias) \
+  fault(peer_not_asked) \
+  fault(peer_exits_early) \
   /* test_wrappers.cpp */ \
   fault(no_cluster_wait) \
   fault(early_block_exit) \

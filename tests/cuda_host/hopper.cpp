@@ -265,9 +265,9 @@ double value_of(const void* p, WgmmaType type, int i) {
   }
 }
 
-// Reads an operand of `rows` (of M or N) by k through its descriptor, as the hardware does: by address, 16 bytes at a
-// time, with the swizzle on the address.
-void read_operand(const Block& block, uint64_t descriptor, WgmmaType type, bool mn_major, int rows, double (*to)[kMaxK],
+// Reads an operand, to[k][m or n < rows], through its descriptor as the hardware does: by address, 16 bytes at a time,
+// with the swizzle on the address.
+void read_operand(const Block& block, uint64_t descriptor, WgmmaType type, bool mn_major, int rows, double (*to)[kMaxN],
                   Where where) {
   const auto field = [&](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; };
   const uint32_t start = field(0), leading = field(16), stride = field(32);
@@ -289,7 +289,7 @@ void read_operand(const Block& block, uint64_t descriptor, WgmmaType type, bool 
       const uint64_t piece[2] = {traffic::load64(block.smem + offset), traffic::load64(block.smem + offset + 8)};
       for (int i = 0; i < per_piece; ++i) {
         const double v = value_of(piece, type, i);
-        (mn_major ? to[fast + i][slow] : to[slow][fast + i]) = v;
+        (mn_major ? to[slow][fast + i] : to[fast + i][slow]) = v;
       }
     }
   }
@@ -306,18 +306,26 @@ void run_multiply(void* p) {
   WgmmaQueue& queue = block.wgmma[work.warpgroup];
   const Wgmma& op = queue.operations[work.index % kMaxWgmma];
   const WgmmaShape& shape = op.shape;
-  static double A[64][kMaxK], B[kMaxN][kMaxK];
+  static double A[kMaxK][kMaxN], B[kMaxK][kMaxN], products[64][kMaxN];
   block.async_proxy.acquire();
   read_operand(block, op.a, shape.type, shape.transposed_a, 64, A, op.where);
   read_operand(block, op.b, shape.type, shape.transposed_b, shape.n, B, op.where);
   const int k_end = shape.type == WgmmaType::kTf32 ? 8 : 16;
+  for (int row = 0; row < 64; ++row) {
+    double* const sum = products[row];
+    for (int column = 0; column < kMaxN; ++column) sum[column] = 0;
+    for (int k = 0; k < k_end; ++k) {
+      const double a = A[k][row];
+      for (int first = 0; first < shape.n; first += 64) {
+        for (int i = 0; i < 64; ++i) sum[first + i] += a * B[k][first + i];  // of constant length: vectorised
+      }
+    }
+  }
   for (int t = 0; t < 4 * kWarp; ++t) {
     float* const d = block.threads[work.warpgroup * 4 * kWarp + t].accumulators[work.index % kMaxWgmma];
     for (int i = 0; i < shape.n / 2; ++i) {
       const int row = t / kWarp * 16 + t % kWarp / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + t % 4 * 2 + i % 2;
-      double sum = shape.add ? d[i] : 0.0;
-      for (int k = 0; k < k_end; ++k) sum += A[row][k] * B[column][k];
-      d[i] = round_toward_zero(sum);
+      d[i] = round_toward_zero((shape.add ? d[i] : 0.0) + products[row][column]);
     }
   }
   ++queue.done;

@@ -4,6 +4,7 @@
 #include "backward.cuh"
 #include "backward_gemv.cuh"
 #include "forward.cuh"
+#include "forward_wgmma.h"
 #include "rnn_cell_cuda.h"
 
 namespace rnn_ext::cuda {
@@ -12,12 +13,16 @@ template <typename T>
 struct ForwardKernel {
   const char* name;
   cudaError_t (*launch)(const ForwardParams<T>&, cudaStream_t);
+  bool (*takes)(const ForwardParams<T>&) = nullptr;  // null: everything
 };
 template <typename T>
 constexpr ForwardKernel<T> kForwardKernels[] = {
     {"forward_as_launched", &rnn_cell_forward<T>},
     {"forward_tiled_small", &launch_forward_tiled<T, SmallTile>},
     {"forward_tiled_large", &launch_forward_tiled<T, LargeTile>},
+    {"forward_wgmma_64", &launch_forward_wgmma<T, 64>, &forward_wgmma_takes<T>},
+    {"forward_wgmma_128", &launch_forward_wgmma<T, 128>, &forward_wgmma_takes<T>},
+    {"forward_wgmma_256", &launch_forward_wgmma<T, 256>, &forward_wgmma_takes<T>},
 };
 
 template <typename T>

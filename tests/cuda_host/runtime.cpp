@@ -28,6 +28,7 @@ constexpr int kMaxPolls = 20000;
 struct EngineWork {
   const void* queue;
   void (*run)(void*);
+  Where where;
   alignas(16) char work[kEngineWorkBytes];
 };
 
@@ -162,7 +163,9 @@ void run_engine() {
 #ifdef EMU_TSAN
   void* scheduler = __tsan_get_current_fiber();
   void* engine = __tsan_create_fiber(0);
-  __tsan_set_fiber_name(engine, "asynchronous engine");
+  char name[128];
+  std::snprintf(name, sizeof name, "asynchronous operation of %s:%d", file_name(work.where.file), work.where.line);
+  __tsan_set_fiber_name(engine, name);
   __tsan_switch_to_fiber(engine, __tsan_switch_to_fiber_no_sync);
 #endif
   try {
@@ -428,6 +431,7 @@ void engine_push(const void* queue, const void* work, size_t bytes, void (*run)(
   EngineWork& slot = grid.engine[grid.engine_count++];
   slot.queue = queue;
   slot.run = run;
+  slot.where = where;
   copy_bytes(slot.work, work, bytes);
 }
 

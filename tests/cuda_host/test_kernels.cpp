@@ -60,6 +60,7 @@ enum class Layout {
   kPaddedRows,   // rows three elements further apart than they are long
   kTransposed,   // column-major
   kEverySecond,  // both strides larger than they need be
+  kAlignedRows,  // rows at multiples of 16 bytes, whatever their length
 };
 constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kMisaligned, Layout::kPaddedRows, Layout::kTransposed,
                                Layout::kEverySecond};
@@ -87,6 +88,9 @@ class Operand {
       case Layout::kEverySecond:
         matrix_.row_stride = 2 * columns + 1;
         matrix_.col_stride = 2;
+        break;
+      case Layout::kAlignedRows:
+        matrix_.row_stride = columns / 8 * 8 + 16;
         break;
     }
     const bool empty = rows == 0 || columns == 0;
@@ -224,7 +228,9 @@ void test_forward(const ForwardKernel<T>& kernel, const Case& c) {
   p.output = output.data();
   p.batch = B, p.input_size = I, p.hidden_size = H;
   p.nonlinearity = c.nonlinearity;
+  if (kernel.takes != nullptr) CHECK(kernel.takes(p));
   check::for_each_seed([&](int seed) {
+    if (kernel.takes != nullptr) emu::options.multiprocessors = 2 + seed % 2;  // several tiles a block
     output.clear();
     CHECK(kernel.launch(p, nullptr) == cudaSuccess);
     compare(kernel.name, "output", c, seed, output, expected);
@@ -318,9 +324,25 @@ const BackwardCase kSmallBatchBackward[] = {
     {{8, 16, 1100, Layout::kContiguous, Nonlinearity::kTanh, true, true}, 21},
 };
 
+// For the kernels that ask for aligned rows: around tiles of 128 x 64, 128 and 256, k-tiles of 64 elements, and rings
+// of 4 to 8 stages.
+std::vector<Case> aligned_cases() {
+  constexpr Layout kPadded = Layout::kAlignedRows;
+  return {{1, 8, 8, Layout::kContiguous, Nonlinearity::kTanh, true, true},
+          {130, 70, 72, kPadded, Nonlinearity::kSigmoid, true, true},
+          {260, 67, 264, kPadded, Nonlinearity::kRelu, false, true},
+          {129, 300, 136, kPadded, Nonlinearity::kTanh, true, false}};
+}
+
 template <typename T>
 void test_all_forward(size_t index) {
   const ForwardKernel<T>& kernel = kForwardKernels<T>[index];
+  if (kernel.takes != nullptr) {
+    for (const Case& c : aligned_cases()) {
+      if (is_16_bit<T>) test_forward(kernel, c);
+    }
+    return;
+  }
   for (const Case& c : cases()) {
     // The launchers of single kernels leave empty outputs to rnn_cell_forward.
     if (c.batch > 0 || kernel.launch == &rnn_cell_forward<T>) test_forward(kernel, c);

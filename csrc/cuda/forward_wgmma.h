@@ -1,0 +1,18 @@
+// The launcher of forward_wgmma.cuh, apart from it: the kernels take long to compile.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include "../params.h"
+
+namespace rnn_ext::cuda {
+
+// Whether the kernel can compute this: the inner strides are 1, all rows start at multiples of 16 bytes, and there is
+// something to sum up. It computes in fp16 and bf16 alone.
+template <typename T>
+bool forward_wgmma_takes(const ForwardParams<T>& p);
+
+// With output tiles 128 high and BN = 256, 128 or 64 wide, for what it takes, on sm_90a.
+template <typename T, int BN>
+cudaError_t launch_forward_wgmma(const ForwardParams<T>& p, cudaStream_t stream);
+
+}  // namespace rnn_ext::cuda
