@@ -2,23 +2,70 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import rnn_ext
 
+THREADS = 8
 
-def test_a_shared_cell_gives_the_same_gradients_from_many_threads():
-    """Backward runs on autograd's threads and forward on the caller's; the kernels keep no state between calls."""
-    from concurrent.futures import ThreadPoolExecutor
 
-    cell = rnn_ext.RNNCell(30, 40)
-    x = torch.randn(16, 30)
+def output_and_gradients(cell: rnn_ext.RNNCell, x: Tensor) -> list[Tensor]:
+    output = cell(x)
+    return [output.detach(), *torch.autograd.grad(output.sum(), list(cell.parameters()))]
 
-    def gradients(_) -> list[Tensor]:
-        return list(torch.autograd.grad(cell(x).sum(), list(cell.parameters())))
 
-    expected = gradients(None)
-    with ThreadPoolExecutor(4) as pool:
-        for result in pool.map(gradients, range(40)):
-            assert all(torch.equal(a, b) for a, b in zip(result, expected, strict=True))
+def test_eight_threads_at_once_each_get_their_own_results(device):
+    """A shared cell, and in every thread another batch; the backward passes share autograd's threads."""
+    cell = rnn_ext.RNNCell(30, 40, device=device)
+    inputs = [torch.randn(8 + i, 30, device=device) for i in range(THREADS)]
+    expected = [output_and_gradients(cell, x) for x in inputs]
+    start = Barrier(THREADS)
+
+    def work(x: Tensor) -> list[list[Tensor]]:
+        start.wait()
+        return [output_and_gradients(cell, x) for _ in range(50)]
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for results, wanted in zip(pool.map(work, inputs), expected, strict=True):
+            for result in results:
+                assert all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True))
+
+
+class Batches(Dataset):
+    """What a cell makes of them, computed where an item is asked for."""
+
+    def __init__(self, f) -> None:
+        self.cell = rnn_ext.RNNCell(300, 400)
+        self.x = torch.randn(4, 64, 300)
+        self.f = f
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> list[Tensor]:
+        return self.f(self.cell, self.x[i])
+
+
+def output_alone(cell: rnn_ext.RNNCell, x: Tensor) -> list[Tensor]:
+    return [cell(x).detach()]
+
+
+no_fork_after_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="autograd refuses to run in a fork then")
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
+@pytest.mark.parametrize("f", [output_alone, pytest.param(output_and_gradients, marks=no_fork_after_cuda)])
+def test_the_forked_workers_of_a_data_loader_work_after_use_in_the_parent(f):
+    """Work large enough for the parent to have started its threads, none of which a child inherits."""
+    data = Batches(f)
+    expected = list(data)
+    loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    for result, wanted in zip(loader, expected, strict=True):
+        torch.testing.assert_close(result, wanted, rtol=0, atol=0)

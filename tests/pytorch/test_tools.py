@@ -1,0 +1,148 @@
+"""Tools around the cell: type checkers, help(), the profiler and the FLOP counter."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from entries import every_entry, operators_run
+from references import random_arguments
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import rnn_ext
+
+# Type checkers
+
+USE = """
+import torch
+from torch import Tensor, nn
+
+import rnn_ext
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = rnn_ext.RNNCell(10, 20, bias=False, nonlinearity="relu", device="cpu", dtype=torch.float32)
+        self.lazy = rnn_ext.LazyRNNCell(20, dtype=torch.float64)
+
+    def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:
+        return rnn_ext.rnn_cell(x, hx, self.cell.weight_ih, self.cell.weight_hh, None, bias_hh=self.cell.bias_hh)
+
+
+model: Model = rnn_ext.convert_rnn_cells(Model(), inverse=True)
+cell: nn.RNNCell = rnn_ext.LazyRNNCell(5)
+size: int = rnn_ext.RNNCell(4, 5).input_size
+built: bool = rnn_ext.is_cuda_built()
+version: str = rnn_ext.__version__
+reveal_type(rnn_ext.rnn_cell(torch.zeros(4), None, cell.weight_ih, cell.weight_hh))
+"""
+MISUSE = {
+    "arg-type": "rnn_ext.RNNCell('4', 5)",
+    "call-arg": "rnn_ext.LazyRNNCell()",
+    "assignment": "wrong: int = rnn_ext.convert_rnn_cells(Model())",
+    "attr-defined": "rnn_ext.no_such_name",
+}
+
+
+def test_mypy_strict_accepts_uses_and_reports_misuses(tmp_path, pytestconfig):
+    """In a user's project, without the project's own configuration."""
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    file = tmp_path / "use.py"
+    file.write_text(USE + "\n".join(MISUSE.values()) + "\n")
+    environment = {"MYPYPATH": str(Path(rnn_ext.__file__).parents[1])}
+    cache = pytestconfig.cache.mkdir("mypy")  # torch's own sources take it most of a minute
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={cache}", file.name]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    report = run.stdout.splitlines()
+    assert [line for line in report if "Revealed type" in line and "Tensor" in line], run.stdout + run.stderr
+    errors = [line for line in report if "error:" in line]
+    assert [line.rsplit("[", 1)[1].rstrip("]") for line in errors] == list(MISUSE)
+
+
+# Documentation
+
+PUBLIC = (rnn_ext.RNNCell, rnn_ext.LazyRNNCell, rnn_ext.rnn_cell, rnn_ext.RNNCellFunction, rnn_ext.convert_rnn_cells)
+
+
+@pytest.mark.parametrize("item", PUBLIC, ids=lambda item: item.__name__)
+def test_docstrings_render(item, capsys):
+    help(item)
+    text = inspect.getdoc(item)
+    assert text.splitlines()[0] in capsys.readouterr().out
+    pytest.importorskip("docutils", reason="docutils is not installed")
+    from docutils import nodes
+    from docutils.core import publish_doctree
+    from docutils.parsers.rst import roles
+
+    for role in ("class", "func"):  # Sphinx's
+        roles.register_generic_role(role, nodes.literal)
+    publish_doctree(text, settings_overrides={"halt_level": 2})
+
+
+def test_examples_in_docstrings_run():
+    globals = {"rnn_ext": rnn_ext, "torch": torch}
+    examples = [e for item in PUBLIC for e in doctest.DocTestFinder(recurse=False).find(item, globs=globals)]
+    results = [doctest.DocTestRunner().run(example) for example in examples]
+    assert sum(r.attempted for r in results) >= 3
+    assert sum(r.failed for r in results) == 0
+
+
+# The profiler
+
+
+@every_entry
+def test_profiler_ranges_carry_the_operators_names(cell, device):
+    args = random_arguments(device=device).leaves()
+    names = operators_run(lambda: cell(*args).sum().backward())
+    assert (names.count("rnn_ext::rnn_cell"), names.count("rnn_ext::rnn_cell_backward")) == (1, 1)
+
+
+def test_profiler_ranges_of_a_compiled_cell_carry_the_operators_names(device):
+    cell = torch.compile(rnn_ext.RNNCell(7, 5, device=device), fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 7, device=device)
+    cell(x).sum().backward()
+    names = operators_run(lambda: cell(x).sum().backward())
+    assert (names.count("rnn_ext::rnn_cell"), names.count("rnn_ext::rnn_cell_backward")) == (1, 1)
+
+
+# FLOPs
+
+
+def flops(f) -> dict[str, int]:
+    with FlopCounterMode(display=False) as counter:
+        f()
+    return {str(op): count for op, count in counter.get_flop_counts()["Global"].items()}
+
+
+@pytest.mark.parametrize("frozen", [(), ("input",), ("input", "hx"), ("weight_ih", "weight_hh")], ids=str)
+@every_entry
+def test_the_flop_counter_counts_what_it_does_for_nn_rnncell(cell, frozen, device):
+    args = random_arguments(3, 7, 5, device=device).leaves()
+    for name in frozen:
+        getattr(args, name).requires_grad_(False)
+    ours, theirs = (flops(lambda f=f: f(*args).sum().backward()) for f in (cell, torch.rnn_tanh_cell))
+    assert list(ours) == ["rnn_ext.rnn_cell", "rnn_ext.rnn_cell_backward"]
+    assert sum(ours.values()) == sum(theirs.values())
+
+
+def test_the_flop_counter_leaves_out_what_an_absent_hx_spares(device):
+    x, _, *parameters = random_arguments(3, 7, 5, device=device).leaves()
+    assert flops(lambda: rnn_ext.rnn_cell(x, None, *parameters).sum().backward()) == {
+        "rnn_ext.rnn_cell": 2 * 3 * 5 * 7,
+        "rnn_ext.rnn_cell_backward": 2 * 3 * 5 * 7 * 2,
+    }
+
+
+def test_the_flop_counter_finds_the_cell_among_a_models_modules(device):
+    model = nn.ModuleDict({"cell": rnn_ext.RNNCell(7, 5, device=device)})
+    model.forward = lambda x: model["cell"](x)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(3, 7, device=device))
+    assert sum(counter.get_flop_counts()["ModuleDict.cell"].values()) == 2 * 3 * 5 * 7
