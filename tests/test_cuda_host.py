@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,20 @@ REQUIRED = {
             r"HMMA\.16816\.F32\.BF16",
             r"DMMA",
         ],
+        "sm_90a": [
+            r"UTMALDG\.2D ",
+            r"UTMALDG\.2D\.MULTICAST",
+            r"UTMASTG\.2D",
+            r"STSM\.16\.M88\.4",
+            r"UCGABAR_ARV",
+            r"UCGABAR_WAIT",
+            r"SYNCS\.ARRIVE\.TRANS64\.RED",
+            r"SYNCS\.PHASECHK",
+            r"USETMAXREG\.DEALLOC",
+            r"USETMAXREG\.TRY_ALLOC",
+            *(rf"HGMMA\.64x{n}x16\.F32{t}" for n in (64, 128, 256) for t in (" ", r"\.BF16")),
+            *(rf"HGMMA\.64x{n}x8\.F32\.TF32" for n in (64, 128, 256)),
+        ],
     },
 }
 ARCHS = ["sm_75", "sm_80", "sm_90a"]
@@ -429,17 +444,62 @@ def golden_lines(text: str) -> dict[str, list[str]]:
     return {line.split()[0]: line.split()[1:] for line in text.splitlines() if line and not line.startswith("#")}
 
 
-@needs_host
-def test_host_bodies_agree_with_a_gpu() -> None:
-    variant = build.PLAIN
-    done = build.run(build.build_program("golden", variant, [build.HERE / "golden.cu"]), variant)
+def differences(host: dict[str, list[str]], device: dict[str, list[str]]) -> list[str]:
+    """The wrappers of which the host body does not do what the GPU did."""
+    found = []
+    for name, (compare, *words) in device.items():
+        if name not in host or host[name][0] != compare or len(host[name]) - 1 != len(words):
+            found.append(f"{name} is not what it was when the GPU ran it")
+            continue
+        wrong = [i for i, pair in enumerate(zip(host[name][1:], words, strict=True)) if not close(*pair, compare)]
+        if wrong:
+            found.append(f"{name} differs in words {wrong[:10]}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def host_lines() -> dict[str, list[str]]:
+    done = build.run(build.build_program("golden", build.PLAIN, [build.HERE / "golden.cu"]), build.PLAIN)
     assert done.returncode == 0, done.stdout
-    host = golden_lines(done.stdout)
+    return golden_lines(done.stdout)
+
+
+@needs_host
+def test_host_bodies_agree_with_a_gpu(host_lines: dict[str, list[str]]) -> None:
     files = sorted((build.HERE / "golden").glob("*.txt"))
     for file in files:
-        for name, (compare, *device) in golden_lines(file.read_text()).items():
-            assert host[name][0] == compare and len(host[name]) - 1 == len(device), f"{file.name}: {name} has changed"
-            wrong = [i for i, pair in enumerate(zip(host[name][1:], device, strict=True)) if not close(*pair, compare)]
-            assert not wrong, f"{name}: the host body and {file.stem} differ in words {wrong[:10]}"
+        assert not differences(host_lines, golden_lines(file.read_text())), file.name
     if not files:
-        pytest.skip("no GPU has confirmed the host bodies yet: tests/cuda_host/golden.cu says how")
+        pytest.skip("no GPU has confirmed the host bodies yet: tests/cuda_host/golden.sh asks one")
+
+
+@needs_host
+def test_differences_from_a_gpu_are_seen(host_lines: dict[str, list[str]]) -> None:
+    assert not differences(host_lines, host_lines)
+    for name, (compare, *words) in host_lines.items():
+        wrong = f"{int(words[0], 16) ^ 1 << 20:08x}"  # a bit that even a float's tolerance minds
+        changed = {**host_lines, name: [compare, wrong, *words[1:]]}
+        assert len(differences(host_lines, changed)) == 1, name
+
+
+def test_every_wrapper_is_among_the_golden_vectors() -> None:
+    golden = (build.HERE / "golden.cu").read_text()
+    for header in ("ptx.cuh", "ptx_sm90.cuh"):
+        wrappers = re.findall(r"RNN_EXT_PTX_INLINE \w+ (\w+)\(", (build.KERNELS / header).read_text())
+        assert len(wrappers) > 15
+        missing = [w for w in wrappers if not re.search(rf"\bptx::{w}\b", golden)]
+        assert missing in ([], ["wgmma_descriptor"]), header  # the part that two wrappers share
+
+
+@needs_nvcc
+def test_golden_vectors_of_the_gpu_at_hand(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    file = tmp_path / "golden.txt"
+    has_gpu = torch.cuda.is_available()
+    command = ["bash", str(build.HERE / "golden.sh"), str(file), *([] if has_gpu else ["sm_90a"])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if has_gpu:
+        assert done.returncode == 0, done.stderr
+        assert not differences(request.getfixturevalue("host_lines"), golden_lines(file.read_text()))
+    else:  # it compiles and starts, finds no device, and leaves no file that looks like a result
+        assert done.returncode != 0 and re.search("^device: .*CUDA", done.stderr, re.MULTILINE), done.stderr
+        assert not file.exists()

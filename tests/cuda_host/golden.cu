@@ -1,8 +1,6 @@
 // Runs every PTX wrapper once on fixed inputs and writes what comes out, one line a wrapper. On a GPU the file becomes
 // tests/cuda_host/golden/<gpu>.txt, with which the tests compare the same program on the host runtime: that is how the
-// wrappers' host bodies are known to mean what their PTX does.
-//
-//   nvcc -std=c++17 -arch=native -I csrc/cuda tests/cuda_host/golden.cu -o golden && ./golden > <gpu>.txt
+// wrappers' host bodies are known to mean what their PTX does. golden.sh compiles and runs it.
 //
 // A line is: name, how to compare it (exact, or as floats with that relative error), and the words in hexadecimal.
 #include <cstdio>
@@ -11,6 +9,8 @@
 #include <vector>
 
 #include "ptx.cuh"
+#include "ptx_sm90.cuh"
+#include "tensor_map.cuh"
 
 namespace {
 
@@ -45,6 +45,11 @@ __global__ void __launch_bounds__(32) run_ldmatrix(const uint32_t* in, uint32_t*
   ptx::ldmatrix_x2<kTransposed>(two, &smem.words[(threadIdx.x % 16 + 8) * 4]);
   for (int i = 0; i < 4; ++i) out[threadIdx.x * 6 + i] = four[i];
   for (int i = 0; i < 2; ++i) out[threadIdx.x * 6 + 4 + i] = two[i];
+}
+
+__global__ void __launch_bounds__(32) run_shared_address(const uint32_t* in, uint32_t* out) {
+  RNN_EXT_SMEM(Smem, smem);
+  out[threadIdx.x] = ptx::shared_address(&smem.words[in[threadIdx.x] % 1024]) - ptx::shared_address(&smem);
 }
 
 __global__ void __launch_bounds__(128) run_tanh_approx(const uint32_t* in, uint32_t* out) {
@@ -132,6 +137,186 @@ __global__ void __launch_bounds__(32) run_mma_f64(const uint32_t* in, uint32_t* 
   for (int i = 0; i < 2; ++i) out[threadIdx.x * 2 + i] = bits(static_cast<float>(c[i]));
 }
 
+// ---- sm_90 ----------------------------------------------------------------------------------------------------------
+
+// Two blocks exchange words, double words and quadruple words, once by loads and once by stores.
+__global__ void __launch_bounds__(32) run_cluster(const uint32_t* in, uint32_t* out) {
+  RNN_EXT_SMEM(Smem, smem);
+  const uint32_t rank = ptx::cluster_rank(), peer = (rank + 1) % ptx::cluster_size();
+  uint32_t* const own = &smem.words[threadIdx.x * 8];
+  uint32_t* const received = own + 32 * 8;
+  for (int i = 0; i < 8; ++i) own[i] = in[rank * 32 * 8 + threadIdx.x * 8 + i];
+  ptx::cluster_arrive();
+  ptx::cluster_wait();
+  const auto one = ptx::ld_cluster<uint32_t>(ptx::cluster_address(own, peer));
+  const auto two = ptx::ld_cluster<uint2>(ptx::cluster_address(own + 2, peer));
+  const auto four = ptx::ld_cluster<uint4>(ptx::cluster_address(own + 4, peer));
+  ptx::st_cluster(ptx::cluster_address(received, peer), one ^ rank);
+  ptx::st_cluster(ptx::cluster_address(received + 2, peer), uint2{two.x, two.y ^ rank});
+  ptx::st_cluster(ptx::cluster_address(received + 4, peer), uint4{four.x, four.y, four.z, four.w ^ rank});
+  ptx::cluster_sync();
+  const uint32_t loaded[8] = {one, rank, two.x, two.y, four.x, four.y, four.z, four.w};
+  for (int i = 0; i < 8; ++i) {
+    out[(rank * 32 + threadIdx.x) * 16 + i] = loaded[i];
+    out[(rank * 32 + threadIdx.x) * 16 + 8 + i] = i == 1 ? peer : received[i];
+  }
+}
+
+// Two blocks: three phases of a barrier of one block's threads, then one of all.
+__global__ void __launch_bounds__(32) run_mbarrier(const uint32_t* in, uint32_t* out) {
+  struct Barriers {
+    uint32_t words[32];
+    uint64_t local, both;
+  };
+  static_assert(sizeof(Barriers) <= sizeof(Smem));
+  RNN_EXT_SMEM(Barriers, smem);
+  const uint32_t rank = ptx::cluster_rank(), peer = 1 - rank;
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&smem.local, 32);
+    ptx::mbarrier_init(&smem.both, 64);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::cluster_sync();
+  for (uint32_t phase = 0; phase < 3; ++phase) {
+    smem.words[threadIdx.x] = in[(rank * 3 + phase) * 32 + threadIdx.x];
+    ptx::mbarrier_arrive(&smem.local);
+    ptx::mbarrier_wait(&smem.local, phase % 2);
+    out[(rank * 4 + phase) * 32 + threadIdx.x] = smem.words[31 - threadIdx.x];
+    __syncthreads();
+  }
+  for (uint32_t r = 0; r < 2; ++r) ptx::mbarrier_arrive_cluster(ptx::cluster_address(&smem.both, r));
+  ptx::mbarrier_wait(&smem.both, 0);
+  const uint32_t address = ptx::cluster_address(&smem.words[threadIdx.x], peer);
+  out[(rank * 4 + 3) * 32 + threadIdx.x] = ptx::ld_cluster<uint32_t>(address);
+  ptx::cluster_sync();
+}
+
+struct TileSmem {
+  uint32_t tile[16 * kTileRowBytes / 4];  // swizzled
+  uint64_t full;
+};
+
+// The tile from (row 8, column 16) on, which leaves its matrix on both sides.
+__global__ void __launch_bounds__(32) run_tma_load(const __grid_constant__ CUtensorMap map, uint32_t* out) {
+  static_assert(sizeof(TileSmem) <= sizeof(Smem));
+  RNN_EXT_SMEM(TileSmem, smem);
+  if (threadIdx.x == 0) {
+    ptx::prefetch_tensor_map(&map);
+    ptx::mbarrier_init(&smem.full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&smem.full, sizeof smem.tile);
+    ptx::tma_load(smem.tile, &map, 16, 8, &smem.full);
+  }
+  __syncthreads();
+  ptx::mbarrier_wait(&smem.full, 0);
+  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += 32) out[i] = smem.tile[i];
+}
+
+// From swizzled places into the matrix from (row 2, column 4) on, again over its edges.
+__global__ void __launch_bounds__(32) run_tma_store(const __grid_constant__ CUtensorMap map, const uint32_t* in) {
+  static_assert(sizeof(TileSmem) <= sizeof(Smem));
+  RNN_EXT_SMEM(TileSmem, smem);
+  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += 32) smem.tile[i] = in[i];
+  ptx::fence_proxy_async();
+  __syncwarp();
+  if (ptx::elect_one()) {
+    ptx::tma_store(&map, smem.tile, 4, 2);
+    ptx::tma_store_commit();
+    ptx::tma_store_wait_read<0>();
+  }
+}
+
+__global__ void __launch_bounds__(32) run_stmatrix(const uint32_t* in, uint32_t* out) {
+  RNN_EXT_SMEM(Smem, smem);
+  const uint32_t* const mine = in + threadIdx.x * 4;
+  const uint32_t fragment[4] = {mine[0], mine[1], mine[2], mine[3]};
+  ptx::stmatrix_x4(&smem.words[threadIdx.x * 4], fragment);
+  __syncwarp();
+  for (int i = 0; i < 4; ++i) out[threadIdx.x * 4 + i] = smem.words[threadIdx.x * 4 + i];
+}
+
+// Whether there is one; which lane it is, nothing says.
+__global__ void __launch_bounds__(64) run_elect_one(const uint32_t* in, uint32_t* out) {
+  const uint32_t elected = __ballot_sync(0xffffffffu, ptx::elect_one());
+  out[threadIdx.x] = in[threadIdx.x] ^ (elected != 0 && (elected & (elected - 1)) == 0 ? 1u : 0u);
+}
+
+// ---- sm_90a ---------------------------------------------------------------------------------------------------------
+
+// Two blocks load half a tile each, into both.
+__global__ void __launch_bounds__(32) run_tma_load_multicast(const __grid_constant__ CUtensorMap map, uint32_t* out) {
+  static_assert(sizeof(TileSmem) <= sizeof(Smem));
+  RNN_EXT_SMEM(TileSmem, smem);
+  const int rank = static_cast<int>(ptx::cluster_rank());
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&smem.full, 1);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::cluster_sync();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_arrive_expect_tx(&smem.full, sizeof smem.tile);
+    ptx::tma_load_multicast(smem.tile + rank * 8 * 32, &map, 0, 9 + rank * 8, &smem.full, 3);
+  }
+  ptx::mbarrier_wait(&smem.full, 0);
+  for (int i = static_cast<int>(threadIdx.x); i < 16 * 32; i += 32) out[rank * 16 * 32 + i] = smem.tile[i];
+  ptx::cluster_sync();
+}
+
+// Registers go from the first warpgroup to the others, and values stay.
+__global__ void __launch_bounds__(384, 1) run_registers(const uint32_t* in, uint32_t* out) {
+  const uint32_t value = in[threadIdx.x];
+  if (threadIdx.x < 128) {
+    ptx::release_registers<40>();
+  } else {
+    ptx::claim_registers<232>();
+  }
+  out[threadIdx.x] = value;
+}
+
+template <typename T, int N>
+struct WgmmaSmem {
+  T a[64 * kTileRowBytes / sizeof(T)], b[N * kTileRowBytes / sizeof(T)];
+  uint64_t full;
+};
+
+// a b over 128 bytes of k, in two groups; of each thread's sums the first four and, if they are exact, all in one
+// number.
+template <typename T, int N, bool kTransposedA, bool kTransposedB, bool kExact>
+__global__ void __launch_bounds__(128)
+    run_wgmma(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, uint32_t* out) {
+  using Wgmma = WgmmaSmem<T, N>;
+  static_assert(sizeof(Wgmma) <= 48 * 1024, "what a block has without asking");
+  RNN_EXT_SMEM(Wgmma, smem);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&smem.full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&smem.full, (64 + N) * kTileRowBytes);
+    ptx::tma_load(smem.a, &a, 0, 0, &smem.full);
+    for (int n = 0; n < (kTransposedB ? N : 1); n += 64) {
+      ptx::tma_load(smem.b + n * kTileRowBytes / static_cast<int>(sizeof(T)), &b, n, 0, &smem.full);
+    }
+  }
+  __syncthreads();
+  ptx::mbarrier_wait(&smem.full, 0);
+  float d[N / 2];
+  const uint64_t desc_a = kTransposedA ? ptx::wgmma_mn_major(smem.a, 0) : ptx::wgmma_k_major(smem.a);
+  const uint64_t desc_b = kTransposedB ? ptx::wgmma_mn_major(smem.b, 64 * kTileRowBytes) : ptx::wgmma_k_major(smem.b);
+  ptx::wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    ptx::wgmma<T, N, kTransposedA, kTransposedB>(d, ptx::wgmma_advance(desc_a, k * (kTransposedA ? 2048 : 32)),
+                                                 ptx::wgmma_advance(desc_b, k * (kTransposedB ? 2048 : 32)), k > 0);
+    if (k % 2 != 0) ptx::wgmma_commit();
+  }
+  ptx::wgmma_wait<1>();
+  ptx::wgmma_wait_all(d);
+  uint32_t all = 0;
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) all = (all ^ all >> 15 ^ bits(d[i])) * 0x01000193u;
+  for (int i = 0; i < 4; ++i) out[threadIdx.x * 5 + i] = bits(d[i]);
+  out[threadIdx.x * 5 + 4] = kExact ? all : 0;
+}
+
 // ---- the program ----------------------------------------------------------------------------------------------------
 
 struct Buffer {
@@ -156,20 +341,94 @@ void check(const char* name, cudaError_t error) {
   ++failures;
 }
 
-using Kernel = void (*)(const uint32_t*, uint32_t*);
-
-void record(const char* name, const char* compare, Kernel kernel, unsigned threads, size_t words) {
+// What `launch(in, out)` leaves in `words` words.
+template <typename Launch>
+void record(const char* name, const char* compare, size_t words, const Launch& launch) {
   static Buffer in(kInputs);
   uint32_t state = 1;
   for (int i = 0; i < kInputs; ++i) in.data[i] = state = state * 1664525u + 1013904223u;
   Buffer out(words);
-  check(name, RNN_EXT_LAUNCH(kernel, dim3(1), dim3(threads), sizeof(Smem), nullptr, in.data, out.data));
+  check(name, launch(in.data, out.data));
 #ifndef RNN_EXT_CUDA_HOST
   check(name, cudaDeviceSynchronize());
 #endif
   std::printf("%s %s", name, compare);
   for (size_t i = 0; i < words; ++i) std::printf(" %08x", out.data[i]);
   std::printf("\n");
+}
+
+using Kernel = void (*)(const uint32_t*, uint32_t*);
+
+void record(const char* name, const char* compare, Kernel kernel, unsigned threads, size_t words,
+            unsigned cluster = 1) {
+  record(name, compare, words, [&](const uint32_t* in, uint32_t* out) {
+    return RNN_EXT_LAUNCH_CLUSTER(kernel, dim3(cluster), dim3(threads), dim3(cluster), sizeof(Smem), nullptr, in, out);
+  });
+}
+
+CUtensorMap tensor_map(const char* name, const uint32_t* data, int rows, int columns, int row_stride, int box_rows) {
+  CUtensorMap map = {};
+  check(name, encode_tensor_map(map, reinterpret_cast<const float*>(data), rows, columns, row_stride, box_rows));
+  return map;
+}
+
+void record_tma() {
+  record("tma_load", "exact", 16 * 32, [](const uint32_t* in, uint32_t* out) {
+    return RNN_EXT_LAUNCH(run_tma_load, dim3(1), dim3(32), sizeof(Smem), nullptr,
+                          tensor_map("tma_load", in, 20, 33, 36, 16), out);
+  });
+  record("tma_store", "exact", 12 * 28, [](const uint32_t* in, uint32_t* out) {
+    return RNN_EXT_LAUNCH(run_tma_store, dim3(1), dim3(32), sizeof(Smem), nullptr,
+                          tensor_map("tma_store", out, 12, 24, 28, 16), in);
+  });
+}
+
+void record_tma_multicast() {
+  record("tma_load_multicast", "exact", 2 * 16 * 32, [](const uint32_t* in, uint32_t* out) {
+    return RNN_EXT_LAUNCH_CLUSTER(run_tma_load_multicast, dim3(2), dim3(32), dim3(2), sizeof(Smem), nullptr,
+                                  tensor_map("tma_load_multicast", in, 20, 33, 36, 8), out);
+  });
+}
+
+// Of small integers, whose sums are exact; or, for tf32, of positive numbers with bits that the unit ignores.
+template <typename T, int N, bool kTransposedA = false, bool kTransposedB = false, bool kExact = true>
+void record_wgmma(const char* name, const char* compare) {
+  constexpr int kK = kTileRowBytes / sizeof(T);
+  record(name, compare, 128 * 5, [&](const uint32_t* in, uint32_t* out) {
+    static Buffer a(64 * kTileRowBytes / 4), b(N * kTileRowBytes / 4);
+    const auto fill = [&](Buffer& buffer, int elements, int seed) {
+      for (int i = 0; i < elements; ++i) {
+        const uint32_t v = in[(i * 7 + seed) % kInputs];
+        reinterpret_cast<T*>(buffer.data)[i] =
+            T(kExact ? static_cast<float>(static_cast<int>(v >> 8) % 17 - 8) : static_cast<float>(v) * 0x1p-30f);
+      }
+      return reinterpret_cast<const T*>(buffer.data);
+    };
+    CUtensorMap map_a = {}, map_b = {};
+    const T *const data_a = fill(a, 64 * kK, 1), *const data_b = fill(b, N * kK, 2);
+    // 16-bit: kK = 64, so that A is square. A transposed B has rows of N, taken 64 at a time.
+    check(name, encode_tensor_map(map_a, data_a, 64, kK, kK, 64));
+    check(name, kTransposedB ? encode_tensor_map(map_b, data_b, kK, N, N, kK)
+                             : encode_tensor_map(map_b, data_b, N, kK, kK, N));
+    return RNN_EXT_LAUNCH((run_wgmma<T, N, kTransposedA, kTransposedB, kExact>), dim3(1), dim3(128),
+                          sizeof(WgmmaSmem<T, N>), nullptr, map_a, map_b, out);
+  });
+}
+
+void record_all_wgmma() {
+  record_wgmma<__half, 64>("wgmma_f16_64", "exact");
+  record_wgmma<__half, 128>("wgmma_f16_128", "exact");
+  record_wgmma<__half, 256>("wgmma_f16_256", "exact");
+  record_wgmma<__nv_bfloat16, 64>("wgmma_bf16_64", "exact");
+  record_wgmma<__nv_bfloat16, 128>("wgmma_bf16_128", "exact");
+  record_wgmma<__nv_bfloat16, 256>("wgmma_bf16_256", "exact");
+  record_wgmma<float, 64>("wgmma_tf32_64", "exact");
+  record_wgmma<float, 64, false, false, false>("wgmma_tf32_64_low_bits", "0.00001");
+  record_wgmma<float, 128>("wgmma_tf32_128", "exact");
+  record_wgmma<float, 256>("wgmma_tf32_256", "exact");
+  record_wgmma<__half, 64, true, false>("wgmma_f16_64_mn_major_a", "exact");
+  record_wgmma<__half, 128, false, true>("wgmma_f16_128_mn_major_b", "exact");
+  record_wgmma<__nv_bfloat16, 256, true, true>("wgmma_bf16_256_mn_major", "exact");
 }
 
 }  // namespace
@@ -179,6 +438,7 @@ int main() {
   check("device", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
   record("ldmatrix", "exact", run_ldmatrix<false>, 32, 32 * 6);
   record("ldmatrix_trans", "exact", run_ldmatrix<true>, 32, 32 * 6);
+  record("shared_address", "exact", run_shared_address, 32, 32);
   record("tanh_approx", "0.001", run_tanh_approx, 128, 128);
   record("counters", "exact", run_counters, 128, 7);
   record("named_barrier", "exact", run_named_barrier, 128, 64);
@@ -192,6 +452,18 @@ int main() {
     record("mma_tf32_low_bits", "0.00001", run_mma_tf32<false>, 32, 32 * 4);
     record("mma_bf16", "exact", run_mma_16bit<__nv_bfloat16>, 32, 32 * 4);
     record("mma_f64", "exact", run_mma_f64, 32, 32 * 2);
+  }
+  if (major >= 9) {
+    record("cluster", "exact", run_cluster, 32, 64 * 16, 2);
+    record("mbarrier", "exact", run_mbarrier, 32, 2 * 4 * 32, 2);
+    record("stmatrix", "exact", run_stmatrix, 32, 32 * 4);
+    record("elect_one", "exact", run_elect_one, 64, 64);
+    record_tma();
+  }
+  if (major == 9) {
+    record("registers", "exact", run_registers, 384, 384);
+    record_tma_multicast();
+    record_all_wgmma();
   }
   return failures == 0 ? 0 : 1;
 }

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Compiles golden.cu, runs it on a GPU, and writes to FILE what the wrappers' PTX does there:
+#
+#     tests/cuda_host/golden.sh FILE [ARCH]
+#
+# ARCH is that of the first GPU, unless given. Committed as tests/cuda_host/golden/<gpu>.txt, the file is what the tests
+# hold the wrappers' host bodies against. If anything fails there is no FILE.
+set -euo pipefail
+
+if [ $# -lt 1 ] || [ $# -gt 2 ]; then
+  echo "usage: $0 FILE [ARCH]" >&2
+  exit 2
+fi
+here=$(cd "$(dirname "$0")" && pwd)
+if [ $# -eq 2 ]; then
+  arch=$2
+else
+  capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1)
+  arch=sm_${capability/./}
+  if [ "$arch" = sm_90 ]; then
+    arch=sm_90a # which has wgmma; -arch=native would not
+  fi
+fi
+nvcc=nvcc
+for toolkit in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda; do
+  if [ -x "$toolkit/bin/nvcc" ]; then
+    nvcc=$toolkit/bin/nvcc
+    break
+  fi
+done
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+"$nvcc" -std=c++17 -O3 -DNDEBUG -arch="$arch" -I "$here/../../csrc/cuda" "$here/golden.cu" -o "$scratch/golden"
+{
+  echo "# $arch, $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)"
+  "$scratch/golden"
+} >"$scratch/golden.txt"
+mv "$scratch/golden.txt" "$1"
