@@ -203,6 +203,14 @@ def test_breaches_are_seen(code: str) -> None:
     assert not breaches("kernel.cuh", f"// {code}\n")
 
 
+def test_the_map_names_every_header() -> None:
+    headers = {f.name for f in build.KERNELS.glob("*.cuh")}
+    rows = [line for line in (build.KERNELS.parent / "README.md").read_text().splitlines() if line.startswith("| `")]
+    named = set(re.findall(r"`(\w+\.\w+)`", " ".join(row.split("|")[1] for row in rows)))
+    assert headers <= named
+    assert [name for name in sorted(named) if not (build.KERNELS / name).exists()] == []
+
+
 # ---- what the host cannot see: the compiled code -------------------------------------------------------------------
 
 needs_nvcc = pytest.mark.skipif(cubin.why_not() is not None, reason=cubin.why_not() or "")
