@@ -1,0 +1,159 @@
+"""The README's table of what holds in PyTorch: each row says what the tests named here say."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+README = TESTS.parent / "README.md"
+NOT_ON_A_GPU = "not yet run on a GPU"
+
+# The beginning of each row: the tests of what it says, by their file.
+ROWS = {
+    "an Elman cell": {
+        "test_numerics.py": ["output_and_gradients_are_as_accurate_as_eager"],
+        "pytorch/test_operators.py": ["eager_calls_run_the_fused_operators_and_no_other"],
+    },
+    "`torch.compile`": {
+        "pytorch/test_compile.py": [
+            "the_compiled_function_gives_eager_results_without_graph_breaks",
+            "compiled_cells_give_eager_results_without_graph_breaks",
+            "compiled_graphs_contain_the_fused_operators_both_ways",
+            "a_compiled_cell_with_a_dynamic_batch_is_compiled_once",
+            "a_compiled_cell_costs_an_eager_call_and_dynamos_guards",
+        ]
+    },
+    "`torch.export`": {
+        "pytorch/test_export.py": [
+            "an_exported_cell_is_the_operator_and_takes_any_batch",
+            "an_exported_cell_is_saved_loaded_and_trained",
+            "an_exported_cell_is_compiled_ahead_of_time_by_aotinductor",
+        ]
+    },
+    "operators": {
+        "pytorch/test_operators.py": [
+            "the_forward_operator_is_registered_soundly",
+            "the_backward_operator_is_registered_soundly",
+            "the_operator_on_fake_tensors_predicts_shape_dtype_and_strides",
+        ]
+    },
+    "second derivative": {
+        "test_gradients.py": [
+            "second_derivatives_match_finite_differences",
+            "every_entry_point_is_twice_differentiable",
+        ]
+    },
+    "`torch.func`": {
+        "pytorch/test_func.py": [
+            "function_transforms_equal_eager",
+            "vmap_never_takes_the_slow_path",
+            "an_ensemble_equals_its_members_one_by_one",
+            "transforms_nest_three_deep",
+        ]
+    },
+    "autocast": {
+        "pytorch/test_autocast.py": [
+            "autocast_gives_nn_rnncells_dtypes",
+            "a_compiled_cell_under_autocast_gives_what_an_eager_one_does",
+        ]
+    },
+    "CUDA graphs": {
+        "test_cuda.py": [
+            "forward_and_backward_are_captured_in_a_cuda_graph",
+            "a_whole_training_step_of_the_module_is_captured",
+        ]
+    },
+    "modules": {
+        "pytorch/test_modules.py": [
+            "state_dicts_load_both_ways",
+            "a_copy_is_an_independent_cell_with_the_same_output",
+            "meta_device_then_to_empty_gives_a_working_cell",
+            "hooks_see_and_change_what_nn_rnncells_do",
+            "parametrized_weights_train_as_in_nn_rnncell",
+            "functional_call_uses_the_given_parameters",
+            "swapped_tensors_are_used_by_the_next_call",
+        ],
+        "pytorch/test_common_modules.py": ["forward_equals_the_samples_reference_and_nn_rnncell"],
+    },
+    "conversion": {
+        "pytorch/test_convert.py": [
+            "conversion_reaches_every_cell_and_only_cells",
+            "conversion_keeps_hooks_flags_and_attributes",
+            "conversion_keeps_parametrizations",
+            "the_inverse_undoes_the_conversion",
+            "dynamic_quantization_works_after_the_inverse",
+        ]
+    },
+    "checkpointing": {
+        "pytorch/test_checkpointing.py": [
+            "activation_checkpointing_gives_the_same_gradients",
+            "saved_tensor_hooks_see_the_saved_tensors",
+            "saving_on_the_cpu_gives_the_same_gradients",
+            "in_place_change_of_a_saved_tensor_is_caught",
+        ]
+    },
+    "DDP": {
+        "pytorch/test_distributed.py": [
+            "ddp_gradients_equal_one_processs",
+            "fsdp_gradients_equal_one_processs_and_come_from_the_operators",
+            "dtensors_with_a_sharded_batch_go_through_the_operators",
+        ]
+    },
+    "type checkers": {
+        "pytorch/test_tools.py": [
+            "mypy_strict_accepts_uses_and_reports_misuses",
+            "profiler_ranges_carry_the_operators_names",
+            "the_flop_counter_counts_what_it_does_for_nn_rnncell",
+        ]
+    },
+    "threads": {
+        "pytorch/test_threads_and_forks.py": [
+            "eight_threads_at_once_each_get_their_own_results",
+            "the_forked_workers_of_a_data_loader_work_after_use_in_the_parent",
+        ]
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def section() -> str:
+    if not README.exists():
+        pytest.skip("the README is not beside the tests")
+    return README.read_text().split("\n## At home in PyTorch\n")[1].split("\n## ")[0]
+
+
+def cells(section: str) -> list[list[str]]:
+    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
+
+
+def runs_on_the_cpu(file: str, name: str) -> bool:
+    """Fails where the test isn't there, or is always skipped or expected to fail."""
+    tree = ast.parse((TESTS / file).read_text())
+    found = [f for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == f"test_{name}"]
+    assert len(found) == 1, f"{file} has no test_{name}"
+    marks = [ast.unparse(d) for d in found[0].decorator_list]
+    assigned = (node for node in tree.body if isinstance(node, ast.Assign))
+    marks += [ast.unparse(a.value) for a in assigned if ast.unparse(a.targets[0]) == "pytestmark"]
+    assert not [m for m in marks if re.search(r"mark\.(skip|xfail)\b", m)], f"test_{name} of {file} is skipped"
+    return not any(m.endswith("mark.cuda") for m in marks)
+
+
+def test_every_row_of_the_table_has_its_tests(section):
+    rows = cells(section)
+    assert len(rows) == len(ROWS)
+    for (capability, ours, *_), (beginning, tests) in zip(rows, ROWS.items(), strict=True):
+        assert capability.startswith(beginning)
+        on_the_cpu = [runs_on_the_cpu(file, name) for file, names in tests.items() for name in names]
+        no_gpu_yet = "no GPU has run them" in README.read_text()
+        assert ours == ("yes" if any(on_the_cpu) or not no_gpu_yet else NOT_ON_A_GPU)
+
+
+def test_every_footnote_of_the_table_is_there_with_a_link(section):
+    notes = dict(re.findall(r"^\[\^(\w+)\]: (.*)$", section, re.MULTILINE))
+    assert set(notes) == set(re.findall(r"\[\^(\w+)\](?!:)", section))
+    assert all("](https://" in note for note in notes.values())
