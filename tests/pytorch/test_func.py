@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from entries import every_entry, through_operator
 from references import NONLINEARITIES, eager_cell, small_arguments
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
@@ -14,14 +15,18 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stac
 import rnn_ext
 from rnn_ext import rnn_cell
 
+# The module is rnn_cell over its parameters, and its transforms have tests of their own.
+either_entry = pytest.mark.parametrize("cell", [rnn_cell, through_operator], ids=["function", "operator"])
 
-def test_forward_mode_tangents_equal_eager(device):
+
+@every_entry
+def test_forward_mode_tangents_equal_eager(cell, device):
     args, tangents = small_arguments(device), small_arguments(device)
     with torch.autograd.forward_ad.dual_level():
         duals = [
             torch.autograd.forward_ad.make_dual(t.detach(), v.detach()) for t, v in zip(args, tangents, strict=True)
         ]
-        ours, expected = (torch.autograd.forward_ad.unpack_dual(f(*duals)).tangent for f in (rnn_cell, eager_cell))
+        ours, expected = (torch.autograd.forward_ad.unpack_dual(f(*duals)).tangent for f in (cell, eager_cell))
     torch.testing.assert_close(ours, expected)
 
 
@@ -68,11 +73,12 @@ TRANSFORMS = {
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap over torch.rnn_tanh_cell
 @pytest.mark.parametrize("detached", [True, False], ids=["plain_inputs", "inputs_require_grad"])
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
-def test_function_transforms_equal_eager(transform, detached, device):
+@either_entry
+def test_function_transforms_equal_eager(cell, transform, detached, device):
     args = small_arguments(device)
     if detached and transform is not TRANSFORMS["vmap_of_backward"]:
         args = args.map(Tensor.detach)
-    torch.testing.assert_close(transform(rnn_cell, args), transform(eager_cell, args))
+    torch.testing.assert_close(transform(cell, args), transform(eager_cell, args))
 
 
 def test_transforms_of_the_module_equal_nn_rnncell(device):
@@ -92,22 +98,53 @@ def test_transforms_of_the_module_equal_nn_rnncell(device):
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-def test_vmap_never_takes_the_slow_path(nonlinearity, device):
+@either_entry
+def test_vmap_never_takes_the_slow_path(cell, nonlinearity, device):
     """nn.RNNCell does: torch.rnn_tanh_cell has no batching rule, so that vmap warns and runs it row by row."""
     args = small_arguments(device)
 
     def gradients(x, h):
-        return grad(lambda x, h: rnn_cell(x, h, *args[2:], nonlinearity).sum(), argnums=(0, 1))(x, h)
+        return grad(lambda x, h: cell(x, h, *args[2:], nonlinearity).sum(), argnums=(0, 1))(x, h)
 
     def derivative(x):
-        return jvp(lambda x: rnn_cell(x, None, *args[2:], nonlinearity), (x,), (x,))
+        return jvp(lambda x: cell(x, None, *args[2:], nonlinearity), (x,), (x,))
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "There is a performance drop")
-        vmap(rnn_cell, in_dims=(0, 0, None, None, None, None, None))(*args, nonlinearity)
-        vmap(lambda w: rnn_cell(args.input, args.hx, w, *args[3:], nonlinearity))(torch.stack([args.weight_ih] * 3))
+        vmap(cell, in_dims=(0, 0, None, None, None, None, None))(*args, nonlinearity)
+        vmap(lambda w: cell(args.input, args.hx, w, *args[3:], nonlinearity))(torch.stack([args.weight_ih] * 3))
         vmap(gradients)(args.input, args.hx)
         vmap(vmap(derivative))(torch.stack([args.input, -args.input]))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, g, y: vmap(f)(g, y),
+        lambda f, g, y: jvp(f, (g, y), (g.cos(), y.cos())),
+        lambda f, g, y: jacrev(f, argnums=(0, 1))(g, y),
+        lambda f, g, y: jacfwd(f, argnums=(0, 1))(g, y),
+    ],
+    ids=["vmap", "jvp", "jacrev", "jacfwd"],
+)
+def test_transforms_of_the_backward_operator_equal_its_formula(transform, device):
+    """In graphs it stands on its own."""
+    args = small_arguments(device).map(Tensor.detach)
+    output = rnn_cell(*args)
+
+    def by_operator(grad_output, output):
+        operands = (None, None, *args[2:4]) if grad_output.dim() == 1 else args[:4]
+        mask = [True, True, *([grad_output.dim() == 2] * 2), True, False]
+        return tuple(torch.ops.rnn_ext.rnn_cell_backward(grad_output, output, *operands, "tanh", mask))
+
+    def by_formula(grad_output, output):
+        dz = grad_output * (1 - output * output)
+        rows = dz if dz.dim() == 2 else dz[None]
+        weights = (rows.t() @ args.input, rows.t() @ args.hx) if dz.dim() == 2 else ()
+        return dz @ args.weight_ih, dz @ args.weight_hh, *weights, rows.sum(0)
+
+    grad_output = torch.randn_like(output)
+    torch.testing.assert_close(transform(by_operator, grad_output, output), transform(by_formula, grad_output, output))
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])

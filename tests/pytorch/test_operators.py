@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -14,6 +15,7 @@ from references import (
     float64_reference,
     random_arguments,
 )
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
@@ -65,6 +67,32 @@ def test_the_operator_on_fake_tensors_predicts_shape_dtype_and_strides(batch, de
     with FakeTensorMode() as mode:
         fake = rnn_cell_op(*args.map(mode.from_tensor), "relu")
     assert (fake.shape, fake.dtype, fake.stride(), fake.device) == (real.shape, real.dtype, real.stride(), real.device)
+
+
+# The argument that is wrong: its shape.
+WRONG = {"input": (3, 4, 7), "hx": (4, 5), "weight_ih": (5, 6), "weight_hh": (6, 5), "bias_ih": (4,), "bias_hh": (5, 1)}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("op", [rnn_cell_op, rnn_cell_backward_op], ids=["forward", "backward"])
+def test_the_operators_on_fake_tensors_refuse_what_they_do_on_real_ones(op, wrong, device):
+    """With the same words: a graph with a mistake fails while it is traced, not when it runs."""
+    args = random_arguments(device=device)._asdict()
+    output = rnn_cell_op(*args.values())
+    call = list((args | {wrong: torch.zeros(WRONG[wrong], dtype=output.dtype, device=device)}).values())
+    if op is rnn_cell_backward_op:
+        if wrong.startswith("bias"):
+            pytest.skip("the backward operator takes no biases")
+        call = [torch.zeros_like(output), output, *call[:4], "tanh", [True] * 6]
+    fake = FakeTensorMode()
+    messages = []
+    for convert, mode in ((lambda t: t, contextlib.nullcontext()), (fake.from_tensor, fake)):
+        with mode, pytest.raises((RuntimeError, ValueError)) as error:
+            op(*(convert(t) if isinstance(t, Tensor) else t for t in call))
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    assert any(word in messages[0] for word in ("got", "match", "must"))
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
