@@ -80,6 +80,18 @@ def test_the_version_is_written_in_one_place():
     assert [p.name for p in sources if literal.search(p.read_text())] == ["_version.py"]
 
 
+def test_launches_neither_wait_nor_allocate_outside_pytorch():
+    """Either would keep a call out of a CUDA graph. Test programs and their host runtime are not launch paths."""
+    sources = [p for p in ROOT.glob("csrc/**/*") if p.suffix in (".h", ".cuh", ".cpp", ".cu")]
+    if not sources:
+        pytest.skip("the sources are not beside the tests")
+    code = {p: re.sub(r"//.*", "", p.read_text()) for p in sources}
+    assert any("cudaLaunchKernel" in text or "<<<" in text for text in code.values())
+    forbidden = re.compile(r"cuda(Malloc|Free|HostAlloc|Memcpy|Memset|(Device|Stream|Event)Synchronize)\w*|\.item\b")
+    found = {str(p.relative_to(ROOT)): m.group() for p, text in code.items() if (m := forbidden.search(text))}
+    assert found == {}
+
+
 def test_the_report_names_version_devices_and_architectures():
     command = [sys.executable, "-m", "rnn_ext"]
     report = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

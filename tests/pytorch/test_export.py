@@ -56,6 +56,14 @@ def test_an_exported_cell_is_saved_loaded_and_trained(device):
     )
 
 
+def test_an_exported_cell_is_transformed_as_the_cell(device):
+    """Its graph calls the operator, which must know what rnn_cell does."""
+    cell, program = exported_cell(device, hx=False)
+    x = torch.randn(3, 7, device=device)
+    for transform in (torch.func.jacrev, torch.func.jacfwd, torch.func.hessian):
+        torch.testing.assert_close(transform(program.module())(x), transform(cell)(x))
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_an_exported_cell_is_compiled_ahead_of_time_by_aotinductor(device, tmp_path):
     cell, program = exported_cell(device)
