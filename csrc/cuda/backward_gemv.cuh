@@ -14,14 +14,13 @@
 #pragma once
 #include <cstdint>
 
-#include "tile.cuh"
+#include "backward.h"
+#include "operand.cuh"
 
 namespace rnn_ext::cuda {
 
 // ---- kernel
 // ----------------------------------------------------------------------------------------------------------
-
-constexpr int kMaxGemvBatch = 8;
 
 // Neighbouring elements that move in one access.
 template <typename T, int n>

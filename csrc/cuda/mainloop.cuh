@@ -53,20 +53,26 @@ struct Mainloop {
   static __host__ __device__ int slices(int64_t depth) { return static_cast<int>(ceil_div(depth, Shape::BK)); }
 
   // Multiplies slices [begin, end) of the two segments into the engine's accumulators. With kSumRows, thread r < BM
-  // also adds up row r of A. Shared memory is free for other use after the caller's next barrier.
-  template <bool kSumRows = false>
-  static __device__ __forceinline__ void run(Smem& smem, Engine& engine, const Operands& first, const Operands& second,
-                                             const TileBounds& tile, int begin, int end,
-                                             [[maybe_unused]] Acc* row_sum = nullptr) {
+  // also adds up row r of A, unless sums_rows is false. Shared memory is free for other use after the caller's next
+  // barrier.
+  template <bool kSumRows = false, bool kTwoSegments = true>
+  static __device__ __forceinline__ void run(Smem& smem, Engine& engine, const Operands& first,
+                                             [[maybe_unused]] const Operands& second, const TileBounds& tile, int begin,
+                                             int end, [[maybe_unused]] Acc* row_sum = nullptr,
+                                             [[maybe_unused]] bool sums_rows = true) {
     static_assert(!kSumRows || Shape::kThreads >= Shape::BM, "one thread a row");
     StagedCopy<LayoutA, SourceA, Shape::kThreads> staged_a;
     StagedCopy<LayoutB, SourceB, Shape::kThreads> staged_b;
     const int first_slices = slices(first.depth);
     const auto with_slice = [&](int index, auto&& use) {
-      const bool in_first = index < first_slices;
-      const int64_t k = int64_t{in_first ? index : index - first_slices} * Shape::BK;
-      const Operands operands = in_first ? first : second;
-      use(operands, k);
+      if constexpr (kTwoSegments) {
+        const bool in_first = index < first_slices;
+        const int64_t k = int64_t{in_first ? index : index - first_slices} * Shape::BK;
+        const Operands operands = in_first ? first : second;
+        use(operands, k);
+      } else {
+        use(first, int64_t{index} * Shape::BK);
+      }
     };
     const auto start = [&](int index, int stage) {
       with_slice(index, [&](const Operands& s, int64_t k) {
@@ -128,7 +134,7 @@ struct Mainloop {
       engine.multiply(a, b);
       if constexpr (kSumRows) {
         const int row = static_cast<int>(threadIdx.x);
-        if (row < Shape::BM) {
+        if (row < Shape::BM && sums_rows) {
 #pragma unroll 8
           for (int k = 0; k < Shape::BK; ++k) *row_sum += static_cast<Acc>(widen(a[LayoutA::offset(row, k)]));
         }
@@ -139,6 +145,13 @@ struct Mainloop {
       stage = stage == kAhead ? 0 : stage + 1;
       next_stage = next_stage == kAhead ? 0 : next_stage + 1;
     }
+  }
+
+  // The same of one segment.
+  template <bool kSumRows = false>
+  static __device__ __forceinline__ void run(Smem& smem, Engine& engine, const Operands& only, const TileBounds& tile,
+                                             int begin, int end, Acc* row_sum = nullptr, bool sums_rows = true) {
+    run<kSumRows, false>(smem, engine, only, only, tile, begin, end, row_sum, sums_rows);
   }
 
   // Puts the block's sums into shared memory, where all of its threads see them on return.

@@ -211,6 +211,14 @@ struct alignas(kBytes) Vector {
   T v[kSize];
 };
 
+// One store of 16 bytes to global memory. An assignment the compiler may take apart, and does in the epilogues.
+template <typename T>
+__device__ __forceinline__ void store_vector(T* to, const Vector<T, 16>& v) {
+  uint4 bits;
+  memcpy(&bits, &v, sizeof bits);
+  __stwb(reinterpret_cast<uint4*>(to), bits);
+}
+
 // Through registers, 16 bytes a unit: `load` starts the reads, `store` waits for them, combines the parts, converts to
 // the layout's type and writes the tile.
 template <class Layout, class Source, int kThreads>

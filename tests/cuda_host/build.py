@@ -172,7 +172,8 @@ def wrappers_program(variant: Variant) -> Path:
 
 def kernels_program(variant: Variant) -> Path:
     """The tests of the project's kernels."""
-    sources = [HERE / "test_kernels.cpp", HERE / "test_mainloop.cpp", *sorted(KERNELS.glob("*.cu"))]
+    tests = [HERE / f"test_{part}.cpp" for part in ("kernels", "mainloop", "backward_plan")]
+    sources = [*tests, *sorted(KERNELS.glob("*.cu"))]
     return build_program("test_kernels", variant, sources)
 
 

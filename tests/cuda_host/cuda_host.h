@@ -145,6 +145,13 @@ template <typename T>
 void __stcs(T* p, T value) {
   *p = value;
 }
+template <typename T>
+void __stwb(T* p, T value) {
+  struct [[gnu::may_alias]] Any {  // kernels store vectors of integers where others read numbers
+    T value;
+  };
+  reinterpret_cast<Any*>(p)->value = value;
+}
 
 // Atomics are relaxed, as CUDA's are.
 template <typename T, typename F>

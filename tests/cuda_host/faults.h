@@ -17,10 +17,16 @@ namespace emu {
   fault(accumulator_not_cleared) \
   fault(no_store_row_bound) \
   fault(no_store_column_bound) \
-  /* forward.cuh, backward.cuh */ \
+  /* forward.cuh */ \
   fault(shared_memory_too_small) \
   fault(half_of_k_forgotten) \
-  fault(every_column_writes_bias) \
+  /* backward_tiled.cuh */ \
+  fault(backward_no_barrier_between_tiles) \
+  fault(backward_no_store_row_bound) \
+  fault(backward_no_store_column_bound) \
+  fault(backward_misaligned_store) \
+  fault(backward_every_column_writes_bias) \
+  fault(backward_zeros_not_exact) \
   /* backward_gemv.cuh */ \
   fault(gemv_no_row_bound) \
   fault(gemv_no_column_bound) \

@@ -1,8 +1,7 @@
 // The project's launchers by name: the table from which test_kernels.cpp and torch_ops.cpp take what they drive. A new
 // kernel gets a line here.
 #pragma once
-#include "backward.cuh"
-#include "backward_gemv.cuh"
+#include "backward.h"
 #include "forward.cuh"
 #include "forward_wgmma.h"
 #include "rnn_cell_cuda.h"
@@ -25,18 +24,37 @@ constexpr ForwardKernel<T> kForwardKernels[] = {
     {"forward_wgmma_256", &launch_forward_wgmma<T, 256>, &forward_wgmma_takes<T>},
 };
 
+// The tiled kernel `kName` on a GPU of that compute capability, or, if T has none of that name there, the one chosen.
+enum Tiled { kSmall, kMid, kStaged };
+template <typename T, Tiled kName, int kComputeCapability>
+cudaError_t launch_backward_named(const BackwardParams<T>& p, cudaStream_t stream) {
+  constexpr const char* kNames[] = {"tiled_small", "tiled_mid", "tiled_staged"};
+  BackwardDevice device;
+  const cudaError_t error = backward_device(&device);
+  if (error != cudaSuccess) return error;
+  device.compute_capability = kComputeCapability;
+  device.multiprocessors = 1;  // so that blocks have several tiles
+  const BackwardCase c = backward_case(p);
+  BackwardPlan plan = plan_backward(c, device, kNames[kName]);
+  if (plan.kernel < 0) plan = plan_backward(c, device);
+  return launch_backward_tiled(p, plan, stream);
+}
+
 template <typename T>
-struct BackwardKernel {
+struct BackwardLauncher {
   const char* name;
   cudaError_t (*launch)(const BackwardParams<T>&, cudaStream_t);
+  bool rounds_dz = true;  // to the operands' dtype, as nn.RNNCell does
   int64_t max_batch = INT64_MAX;
 };
 template <typename T>
-constexpr BackwardKernel<T> kBackwardKernels[] = {
+constexpr BackwardLauncher<T> kBackwardKernels[] = {
     {"backward_as_launched", &rnn_cell_backward<T>},
-    {"backward_gemv", &launch_backward_gemv<T>, kMaxGemvBatch},
-    {"backward_tiled_small", &launch_backward_tiled<T, SmallTile>},
-    {"backward_tiled_large", &launch_backward_tiled<T, LargeTile>},
+    {"backward_gemv", &launch_backward_gemv<T>, false, kMaxGemvBatch},
+    {"backward_tiled_small", &launch_backward_named<T, kSmall, 90>},
+    {"backward_tiled_mid", &launch_backward_named<T, kMid, 90>},
+    {"backward_tiled_staged", &launch_backward_named<T, kStaged, 80>},
+    {"backward_tiled_turing", &launch_backward_named<T, kStaged, 75>},
 };
 
 }  // namespace rnn_ext::cuda

@@ -148,9 +148,11 @@ struct Expected {
     magnitude += std::fabs(v);
     ++terms;
   }
+  // `rounded` if each term has been rounded to T once already.
   template <typename T>
-  double tolerance() const {
-    return (terms + 4) * accumulator_unit<T> * magnitude + Dtype<T>::unit * std::fabs(value) + Dtype<T>::smallest;
+  double tolerance(bool rounded) const {
+    return (terms + 4) * accumulator_unit<T> * magnitude + (rounded ? Dtype<T>::unit * magnitude : 0) +
+           Dtype<T>::unit * std::fabs(value) + Dtype<T>::smallest;
   }
 };
 
@@ -182,10 +184,10 @@ struct Case {
 
 template <typename T>
 void compare(const char* kernel, const char* what, const Case& c, int seed, const Result<T>& got,
-             const std::vector<Expected>& expected) {
+             const std::vector<Expected>& expected, bool rounded = false) {
   for (size_t i = 0; i < expected.size(); ++i) {
     const double error = std::fabs(got[i] - expected[i].value);
-    if (!(error <= expected[i].tolerance<T>())) {
+    if (!(error <= expected[i].tolerance<T>(rounded))) {
       check::report("%s<%s>, %s, seed %d: %s[%zu] is %.9g, expected %.9g", kernel, Dtype<T>::name, c.name().c_str(),
                     seed, what, i, got[i], expected[i].value);
       return;
@@ -239,7 +241,7 @@ void test_forward(const ForwardKernel<T>& kernel, const Case& c) {
 
 // `wanted` is a bit set of the five gradients, in the order of BackwardParams.
 template <typename T>
-void test_backward(const BackwardKernel<T>& kernel, const Case& c, int wanted) {
+void test_backward(const BackwardLauncher<T>& kernel, const Case& c, int wanted) {
   check::Random random(static_cast<uint32_t>(c.batch * 5 + c.input_size * 11 + c.hidden_size));
   const int64_t B = c.batch, I = c.input_size, H = c.hidden_size;
   const Operand<T> grad(B, H, c.layout, random), output(B, H, c.layout, random), x(B, I, c.layout, random),
@@ -280,16 +282,42 @@ void test_backward(const BackwardKernel<T>& kernel, const Case& c, int wanted) {
   p.grad_bias_copy = c.bias ? asked(4, got_bias_copy) : nullptr;
   p.batch = B, p.input_size = I, p.hidden_size = H;
   p.nonlinearity = c.nonlinearity;
+  const bool rounded = kernel.rounds_dz;
   check::for_each_seed([&](int seed) {
     for (Result<T>* r : {&got_input, &got_hx, &got_W, &got_U, &got_bias, &got_bias_copy}) r->clear();
     CHECK(kernel.launch(p, nullptr) == cudaSuccess);
-    if (p.grad_input != nullptr) compare(kernel.name, "grad_input", c, seed, got_input, grad_input);
-    if (p.grad_hx != nullptr) compare(kernel.name, "grad_hx", c, seed, got_hx, grad_hx);
-    if (p.grad_weight_ih != nullptr) compare(kernel.name, "grad_weight_ih", c, seed, got_W, grad_W);
-    if (p.grad_weight_hh != nullptr) compare(kernel.name, "grad_weight_hh", c, seed, got_U, grad_U);
-    if (p.grad_bias != nullptr) compare(kernel.name, "grad_bias", c, seed, got_bias, grad_bias);
-    if (p.grad_bias_copy != nullptr) compare(kernel.name, "grad_bias_copy", c, seed, got_bias_copy, grad_bias);
+    if (p.grad_input != nullptr) compare(kernel.name, "grad_input", c, seed, got_input, grad_input, rounded);
+    if (p.grad_hx != nullptr) compare(kernel.name, "grad_hx", c, seed, got_hx, grad_hx, rounded);
+    if (p.grad_weight_ih != nullptr) compare(kernel.name, "grad_weight_ih", c, seed, got_W, grad_W, rounded);
+    if (p.grad_weight_hh != nullptr) compare(kernel.name, "grad_weight_hh", c, seed, got_U, grad_U, rounded);
+    if (p.grad_bias != nullptr) compare(kernel.name, "grad_bias", c, seed, got_bias, grad_bias, rounded);
+    if (p.grad_bias_copy != nullptr) compare(kernel.name, "grad_bias_copy", c, seed, got_bias_copy, grad_bias, rounded);
   });
+}
+
+// Without hx the gradient of weight_hh is zero whatever dz is, also in the tiles that sum up dz for the bias.
+TEST(backward_without_hx_is_exactly_zero) {
+  constexpr int64_t B = 12, I = 4, H = 20;
+  for (const BackwardLauncher<__half>& kernel : kBackwardKernels<__half>) {
+    if (B > kernel.max_batch) continue;
+    const std::vector<__half> infinite(B * H, __float2half(std::numeric_limits<float>::infinity()));
+    const std::vector<__half> half_of_all(B * H, __float2half(0.5f));
+    Result<__half> grad_U(H * H), grad_bias(H);
+    BackwardParams<__half> p{};
+    p.grad_output = {infinite.data(), H};
+    p.output = {half_of_all.data(), H};
+    p.grad_weight_hh = grad_U.data();
+    p.grad_bias = grad_bias.data();
+    p.batch = B, p.input_size = I, p.hidden_size = H;
+    CHECK(kernel.launch(p, nullptr) == cudaSuccess);
+    for (int64_t i = 0; i < H * H; ++i) {
+      if (!(grad_U[i] == 0)) {
+        check::report("%s: grad_weight_hh[%d] is %g, expected 0", kernel.name, int(i), grad_U[i]);
+        break;
+      }
+    }
+    for (int64_t i = 0; i < H; ++i) CHECK(std::isinf(grad_bias[i]));
+  }
 }
 
 // ---- the cases ------------------------------------------------------------------------------------------------------
@@ -354,7 +382,7 @@ void test_all_backward(size_t index) {
   constexpr int kAll = 31;
   constexpr int kWanted[] = {kAll, kAll, 16, kAll, 3, 12, kAll, 20, 9};
   int i = 0;
-  const BackwardKernel<T>& kernel = kBackwardKernels<T>[index];
+  const BackwardLauncher<T>& kernel = kBackwardKernels<T>[index];
   for (const Case& c : cases()) {
     if (c.batch <= kernel.max_batch) test_backward(kernel, c, kWanted[i++ % 9]);
   }

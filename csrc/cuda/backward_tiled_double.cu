@@ -1,0 +1,7 @@
+#include "backward_tiled.cuh"
+
+namespace rnn_ext::cuda {
+
+template cudaError_t launch_backward_tiled(const BackwardParams<double>&, const BackwardPlan&, cudaStream_t);
+
+}  // namespace rnn_ext::cuda
