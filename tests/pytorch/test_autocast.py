@@ -82,6 +82,20 @@ def test_a_compiled_cell_under_autocast_gives_what_an_eager_one_does(low, device
     torch.testing.assert_close(*results)
 
 
+def test_a_compiled_cell_under_autocast_calls_the_operator(device):
+    """Its float32 parameters do not fit its inputs, which is no reason to fall back to ATen here."""
+    called = []
+
+    def backend(graph, _):
+        called.extend(node.target for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled = torch.compile(rnn_ext.RNNCell(7, 5, device=device), fullgraph=True, backend=backend)
+    with torch.autocast(device, torch.bfloat16):
+        compiled(torch.randn(3, 7, device=device, dtype=torch.bfloat16))
+    assert torch.ops.rnn_ext.rnn_cell in called
+
+
 def test_autocast_inside_a_compiled_function_is_respected(device):
     cell = rnn_ext.RNNCell(7, 5, device=device)
 
