@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import struct
@@ -110,6 +111,11 @@ FAULTS = {
     "no_barrier_before_bias": ("forward_wgmma_64", {"plain": WRONG, "tsan": IN_WGMMA}),
     "peer_not_asked": ("forward_wgmma_256", {"plain": WRONG, "tsan": IN_WGMMA}),
     "peer_exits_early": ("forward_wgmma_256", {"plain": IN_WGMMA + ": .* has returned", "tsan": IN_WGMMA}),
+    "split_no_proxy_fence": ("forward_wgmma_128", {"tsan": IN_WGMMA}),
+    "split_no_barrier": ("forward_wgmma_128", {"plain": WRONG, "tsan": IN_WGMMA}),
+    "split_no_cross_term": ("forward_split_products", {"plain": WRONG}),
+    "split_long_sums": ("forward_split_products", {"plain": WRONG}),
+    "split_nan_left": ("forward_split_infinities", {"plain": WRONG}),
 }
 # What no kernel of the project does, in the small kernels of the wrappers' tests.
 IN_WRAPPERS = r"test_wrappers\.cpp:\d+"
@@ -247,6 +253,7 @@ REQUIRED = {
             r"SYNCS\.PHASECHK",
             r"USETMAXREG",
             *(rf"HGMMA\.64x{n}x16\.F32{t}" for n in (64, 128, 256) for t in (" ", r"\.BF16")),
+            *(rf"HGMMA\.64x{n}x8\.F32\.TF32" for n in (64, 128)),
         ]
     },
     "golden.cu": {
@@ -343,8 +350,8 @@ DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 KERNELS = re.findall(r'\{"(\w+)",', (build.HERE / "kernels.h").read_text())
 FORWARD = [name for name in KERNELS if name.startswith("forward")]
 BACKWARD = [name for name in KERNELS if name.startswith("backward")]
-# What they take is theirs to say: the tests give them 16-bit elements in rows of a multiple of 16 bytes.
-ALIGNED_16_BIT = re.findall(r'\{"(\w+)",[^}]*_takes', (build.HERE / "kernels.h").read_text())
+# What they take is theirs to say: the tests give them rows of a multiple of 16 bytes, and dtypes that all of them have.
+ALIGNED = re.findall(r'\{"(\w+)",[^}]*_takes', (build.HERE / "kernels.h").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +388,7 @@ def check_forward(ops, kernel: str, seed: int, *arguments: torch.Tensor | None) 
 
 @needs_host
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernel", [name for name in FORWARD if name not in ALIGNED_16_BIT])
+@pytest.mark.parametrize("kernel", [name for name in FORWARD if name not in ALIGNED])
 def test_forward_operator(ops, kernel: str, dtype: torch.dtype) -> None:
     for seed, (sizes, layout) in enumerate(
         [((1, 1, 1), "nt"), ((3, 10, 5), "nn"), ((20, 7, 33), "tn"), ((65, 40, 70), "nn"), ((9, 70, 40), "tt")]
@@ -396,8 +403,11 @@ def test_forward_operator(ops, kernel: str, dtype: torch.dtype) -> None:
 
 
 @needs_host
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kernel", ALIGNED_16_BIT)
+@pytest.mark.parametrize(
+    ("kernel", "dtype"),
+    [*itertools.product(ALIGNED, DTYPES[2:]), ("forward_wgmma_64", DTYPES[0]), ("forward_wgmma_128", DTYPES[0])],
+    ids=str,
+)
 def test_forward_operator_of_aligned_rows(ops, kernel: str, dtype: torch.dtype) -> None:
     for seed, sizes in enumerate([(1, 8, 8), (3, 80, 72), (140, 136, 264)]):
         x, h, weight_ih, weight_hh, bias_ih, bias_hh = operands(*sizes, dtype)
@@ -432,7 +442,7 @@ def test_operators_pass_gradcheck(ops, kernels: tuple[str, str], f: int) -> None
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_operators_give_the_same_bits_under_every_schedule(ops, kernel: str) -> None:
     batch = 8 if "gemv" in kernel else 33
-    dtype = torch.float16 if kernel in ALIGNED_16_BIT else torch.float32
+    dtype = torch.float16 if kernel in ALIGNED else torch.float32
     x, h, weight_ih, weight_hh, bias_ih, bias_hh = operands(batch, 24, 40, dtype)
 
     def run(seed: int) -> list[torch.Tensor]:
@@ -448,7 +458,7 @@ def test_operators_give_the_same_bits_under_every_schedule(ops, kernel: str) -> 
 @needs_host
 @pytest.mark.parametrize("kernel", FORWARD)
 def test_operators_keep_nan_and_infinity(ops, kernel: str) -> None:
-    dtype = torch.float16 if kernel in ALIGNED_16_BIT else torch.float32
+    dtype = torch.float16 if kernel in ALIGNED else torch.float32
     special = torch.zeros(4, 8, dtype=dtype)
     special[:, 3] = torch.tensor([float("nan"), float("inf"), float("-inf"), 0.0])
     ones = torch.ones(8, 8, dtype=dtype)

@@ -8,7 +8,7 @@ namespace rnn_ext::cuda {
 
 template <typename T>
 bool forward_wgmma_takes(const ForwardParams<T>& p) {
-  if constexpr (sizeof(T) != 2) return false;
+  if constexpr (sizeof(T) == 8) return false;
   const auto fits = [](const Matrix<T>& m, int64_t rows, int64_t columns) {
     return m.col_stride == 1 && has_tensor_map(m.data, rows, columns, m.row_stride);
   };
@@ -41,14 +41,11 @@ cudaError_t launch(const ForwardParams<T>& p, cudaStream_t stream) {
   if (e != cudaSuccess) return e;
 
   const auto ceil_div = [](int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); };
-  arguments.bias_ih = p.bias_ih;
-  arguments.bias_hh = p.bias_hh;
-  arguments.hidden_size = static_cast<int>(H);
+  arguments.params = p;
   arguments.tiles_m = ceil_div(B, Shape::BM * Shape::kCluster);
   arguments.tiles_n = ceil_div(H, BN);
   arguments.k_tiles_input = ceil_div(I, Shape::BK);
   arguments.k_tiles_hx = has_hx ? ceil_div(H, Shape::BK) : 0;
-  arguments.nonlinearity = p.nonlinearity;
   const int64_t tiles = int64_t{arguments.tiles_m} * arguments.tiles_n;
   if (tiles > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
   const unsigned clusters = static_cast<unsigned>(std::min<int64_t>(tiles, multiprocessors / Shape::kCluster));
@@ -60,7 +57,7 @@ cudaError_t launch(const ForwardParams<T>& p, cudaStream_t stream) {
 
 template <typename T, int BN>
 cudaError_t launch_forward_wgmma(const ForwardParams<T>& p, cudaStream_t stream) {
-  if constexpr (sizeof(T) == 2) return launch<T, BN>(p, stream);
+  if constexpr (kForwardWgmmaComputes<T, BN>) return launch<T, BN>(p, stream);
   return cudaErrorNotSupported;
 }
 

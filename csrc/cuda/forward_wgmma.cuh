@@ -1,4 +1,5 @@
-// The forward cell for large shapes on sm_90a, in one launch: output = f(x Wᵀ + b_ih + h Uᵀ + b_hh), fp16 and bf16.
+// The forward cell for large shapes on sm_90a, in one launch: output = f(x Wᵀ + b_ih + h Uᵀ + b_hh), fp16, bf16 and, as
+// three products of tf32, fp32.
 //
 // One block a multiprocessor stays for the whole launch and takes tile after tile of the output. One thread of its
 // first warpgroup, the producer, has the copy engine fill a ring of stages in shared memory; two more warpgroups
@@ -9,7 +10,14 @@
 //
 // In a cluster of two, the blocks take tiles one below the other. They need the same weights: each loads half of
 // them, into both.
+//
+// fp32 (3xtf32): a number is high + low, two tf32 numbers that keep 22 of its 24 bits, and a product is high high +
+// high low + low high. The consumers split each stage in shared memory before they multiply it, the next one's while
+// the tensor cores are busy with this one's. The tensor cores' own sums are truncated, which over a long K would be a
+// drift; they serve for one stage alone, small products first, and are then added to sums that round to nearest.
 #pragma once
+#include <cfloat>
+
 #include "math.cuh"
 #include "ptx_sm90.cuh"
 #include "tensor_map.cuh"
@@ -19,13 +27,15 @@ namespace rnn_ext::cuda {
 template <typename T_, int BN_, int kCluster_>
 struct WgmmaShape {
   using T = T_;
+  static constexpr bool kSplit = std::is_same_v<T, float>;  // into two tf32 numbers
   static constexpr int BM = 128, BN = BN_, BK = kTileRowBytes / sizeof(T), kCluster = kCluster_;
   static constexpr int kConsumers = BM / 64;  // warpgroups
-  static constexpr int kThreads = 128 * (1 + kConsumers);
+  static constexpr int kConsumerThreads = 128 * kConsumers, kThreads = 128 + kConsumerThreads;
   static constexpr int kStageBytes = (BM + BN) * kTileRowBytes;
-  static constexpr int kStages = 192 * 1024 / kStageBytes;                 // 4, 6 and 8 for BN = 256, 128 and 64
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;  // BN = 256 has 128 accumulators a thread
-  static_assert(sizeof(T) == 2, "the epilogue stores 16-bit pairs");
+  static constexpr int kLowStages = kSplit ? 2 : 0;                        // of the numbers' low parts
+  static constexpr int kStages = 192 * 1024 / kStageBytes - kLowStages;    // 4, 6 and 8 for BN = 256, 128 and 64
+  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;  // for 128 sums a thread
+  static_assert(sizeof(T) == 2 || (kSplit && BN <= 128), "two sums an element, if split");
   static_assert(BN % 64 == 0 && BN <= 256 && BN / kCluster <= 256, "one wgmma, one box");
   static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536, "what a multiprocessor has");
   static_assert(kStages >= 4);
@@ -34,19 +44,26 @@ struct WgmmaShape {
 template <typename T>
 struct WgmmaArguments {
   CUtensorMap input, hx, weight_ih, weight_hh, output;
-  const T* bias_ih;
-  const T* bias_hh;
-  int hidden_size;
+  ForwardParams<T> params;
   int tiles_m, tiles_n;  // tiles of the output; tiles_m counts clusters
   int k_tiles_input, k_tiles_hx;
-  Nonlinearity nonlinearity;
+};
+
+// The low parts lie as the high parts do.
+template <typename Shape, bool = Shape::kSplit>
+struct WgmmaLowSmem {};
+template <typename Shape>
+struct WgmmaLowSmem<Shape, true> {
+  float a_low[Shape::kLowStages][Shape::BM * Shape::BK];
+  float b_low[Shape::kLowStages][Shape::BN * Shape::BK];
 };
 
 // All tiles start at multiples of 1024 bytes, where the swizzle is in phase.
 template <typename Shape>
-struct WgmmaSmem {
+struct WgmmaSmem : WgmmaLowSmem<Shape> {
   using T = typename Shape::T;
-  static constexpr int kStoreRows = 16, kStoreColumns = 64;  // of the output, by one warp at a time
+  static constexpr int kStoreRows = 16,
+                       kStoreColumns = kTileRowBytes / sizeof(T);  // of the output, by a warp at a time
   T a[Shape::kStages][Shape::BM * Shape::BK];
   T b[Shape::kStages][Shape::BN * Shape::BK];
   T out[4 * Shape::kConsumers][2][kStoreRows * kStoreColumns];
@@ -113,41 +130,85 @@ __device__ void fill_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, in
 
 // ---- the consumers --------------------------------------------------------------------------------------------------
 
-// f(z), to be rounded to 16 bits. The logistic function is not made of tanh.approx, whose error far exceeds its small
-// values.
-template <Nonlinearity f>
-__device__ __forceinline__ float activate_for_16_bits(float z) {
+// f(z), to be rounded to T. The logistic function is not made of tanh.approx, whose error far exceeds its small values.
+template <typename T, Nonlinearity f>
+__device__ __forceinline__ float activate_for(float z) {
+  if constexpr (std::is_same_v<T, float>) return activate(z, f);
   if constexpr (f == Nonlinearity::kTanh) return ptx::tanh_approx(z);
   if constexpr (f == Nonlinearity::kRelu) return z < 0.f ? 0.f : z;
   return __fdividef(1.f, 1.f + __expf(-z));
 }
 
-// One warp's 16 rows from (row, column) on: bias, activation, and out through shared memory, 64 columns at a time in
-// two buffers. The copy engine leaves out what lies beyond the matrix.
+// An element by the FP32 pipe, where three products gave NaN: that is what they make of every infinity, and of numbers
+// that round to one.
+template <Nonlinearity f>
+__device__ __forceinline__ float recompute(const ForwardParams<float>& p, int64_t row, int64_t column, float bias) {
+  if (row >= p.batch || column >= p.hidden_size) return 0.f;
+  float z = 0.f;
+#pragma unroll 1
+  for (int64_t k = 0; k < p.input_size && z == z; ++k) {
+    z = fmaf(p.input.data[row * p.input.row_stride + k], p.weight_ih.data[column * p.weight_ih.row_stride + k], z);
+  }
+#pragma unroll 1
+  for (int64_t k = 0; k < p.hidden_size && p.hx.data != nullptr && z == z; ++k) {
+    z = fmaf(p.hx.data[row * p.hx.row_stride + k], p.weight_hh.data[column * p.weight_hh.row_stride + k], z);
+  }
+  return activate(z + bias, f);
+}
+
+// One warp's 16 rows from (row, column) on: bias, activation, and out through shared memory, 128 bytes a row at a time
+// in two buffers. The copy engine leaves out what lies beyond the matrix.
 template <Nonlinearity f, typename Shape, typename T>
 __device__ void store_rows(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, const float (&acc)[Shape::BN / 2],
                            const float* bias, int row, int column, bool is_leader, int& buffer) {
   using Smem = WgmmaSmem<Shape>;
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 - 4;
-  // stmatrix takes the upper and the lower 8 rows of two 8-column blocks, and from this lane the address of this row:
-  const int matrix = lane / 8, matrix_row = matrix % 2 * 8 + lane % 8;
 #pragma unroll
   for (int part = 0; part < Shape::BN / Smem::kStoreColumns; ++part, buffer ^= 1) {
     T* const out = smem.out[warp][buffer];
     if (is_leader && !RNN_EXT_PLANTED(no_wait_for_stores)) ptx::tma_store_wait_read<1>();
     __syncwarp();
+    // The pair i of the 8-column block `block` of this part, i = 0 in the upper and 1 in the lower 8 rows.
+    const auto pair = [&](int block, int i) {
+      const int local = part * (Smem::kStoreColumns / 8) + block;
+      const float2 b = *reinterpret_cast<const float2*>(bias + local * 8 + lane % 4 * 2);
+      const float* const z = acc + local * 4 + i * 2;
+      return float2{activate_for<T, f>(z[0] + b.x), activate_for<T, f>(z[1] + b.y)};
+    };
+    if constexpr (sizeof(T) == 2) {
+      // stmatrix takes the upper and the lower 8 rows of two blocks, and from this lane the address of this row:
+      const int matrix = lane / 8, row_there = matrix % 2 * 8 + lane % 8;
 #pragma unroll
-    for (int block = 0; block < 8; block += 2) {
-      uint32_t fragment[4];
+      for (int block = 0; block < 8; block += 2) {
+        uint32_t fragment[4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int local = part * 8 + block + i / 2;  // the 8-column block, within the tile
-        const float2 b = *reinterpret_cast<const float2*>(bias + local * 8 + lane % 4 * 2);
-        const float* const z = acc + local * 4 + i % 2 * 2;
-        fragment[i] = pack<T>(activate_for_16_bits<f>(z[0] + b.x), activate_for_16_bits<f>(z[1] + b.y));
+        for (int i = 0; i < 4; ++i) {
+          const float2 both = pair(block + i / 2, i % 2);
+          fragment[i] = pack<T>(both.x, both.y);
+        }
+        const int piece = (block + matrix / 2) ^ (row_there % 8);
+        ptx::stmatrix_x4(out + row_there * Smem::kStoreColumns + piece * 8, fragment);
       }
-      const int piece = (block + matrix / 2) ^ (matrix_row % 8);
-      ptx::stmatrix_x4(out + matrix_row * Smem::kStoreColumns + piece * 8, fragment);
+    } else {
+      const auto place = [&](int block, int i) {
+        const int row_there = i * 8 + lane / 4, piece = (block * 2 + lane % 4 / 2) ^ (row_there % 8);
+        return out + row_there * Smem::kStoreColumns + piece * 4 + lane % 2 * 2;
+      };
+      bool is_nan = false;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float2 both = pair(i / 2, i % 2);
+        is_nan |= both.x != both.x || both.y != both.y;
+        *reinterpret_cast<float2*>(place(i / 2, i % 2)) = both;
+      }
+      if (is_nan && !RNN_EXT_PLANTED(split_nan_left)) {
+#pragma unroll 1
+        for (int i = 0; i < 16; ++i) {
+          float& v = place(i / 4, i / 2 % 2)[i % 2];
+          const int local = part * Smem::kStoreColumns + i / 4 * 8 + lane % 4 * 2 + i % 2;
+          if (v != v) v = recompute<f>(p.params, row + i / 2 % 2 * 8 + lane / 4, column + local, bias[local]);
+        }
+      }
     }
     if (!RNN_EXT_PLANTED(no_proxy_fence)) ptx::fence_proxy_async();
     __syncwarp();
@@ -158,23 +219,121 @@ __device__ void store_rows(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, c
   }
 }
 
+// Tells the producers that this warpgroup is done with a stage: those of all blocks that write to it.
+template <typename Shape>
+__device__ __forceinline__ void release_stage(WgmmaSmem<Shape>& smem, int stage, int rank) {
+  const int peer = static_cast<int>(threadIdx.x) % 128;
+  if (peer >= Shape::kCluster) return;
+  if constexpr (Shape::kCluster == 1) {
+    ptx::mbarrier_arrive(&smem.empty[stage]);
+  } else {
+    ptx::mbarrier_arrive_cluster(
+        ptx::cluster_address(&smem.empty[stage], RNN_EXT_PLANTED(peer_not_asked) ? rank : peer));
+  }
+}
+
+// sums = the products of the next k_tiles stages: this warpgroup's 64 rows.
+template <typename Shape>
+__device__ __forceinline__ void multiply(WgmmaSmem<Shape>& smem, RingPosition<Shape>& at, int k_tiles, int rank,
+                                         float (&sums)[Shape::BN / 2]) {
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
+  int previous = 0;
+  for (int k = 0; k < k_tiles; ++k, at.advance()) {
+    if (!RNN_EXT_PLANTED(no_wait_for_tile)) ptx::mbarrier_wait(&smem.full[at.stage], at.parity);
+    const uint64_t a = ptx::wgmma_k_major(smem.a[at.stage] + warpgroup * 64 * Shape::BK);
+    const uint64_t b = ptx::wgmma_k_major(smem.b[at.stage]);
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kTileRowBytes / 32; ++i) {
+      const bool adds = k > 0 || i > 0 || RNN_EXT_PLANTED(wgmma_adds_to_garbage);
+      ptx::wgmma<typename Shape::T, Shape::BN>(sums, ptx::wgmma_advance(a, 32 * i), ptx::wgmma_advance(b, 32 * i),
+                                               adds);
+    }
+    ptx::wgmma_commit();
+    if (RNN_EXT_PLANTED(early_release)) release_stage(smem, at.stage, rank);
+    ptx::wgmma_wait<1>();  // the previous stage has been read
+    if (k > 0 && !RNN_EXT_PLANTED(early_release)) release_stage(smem, previous, rank);
+    previous = at.stage;
+  }
+  if (!RNN_EXT_PLANTED(no_wait_for_wgmma)) ptx::wgmma_wait_all(sums);
+  if (!RNN_EXT_PLANTED(early_release)) release_stage(smem, previous, rank);
+}
+
+// Of `floats` numbers, the high parts where they are, and the low parts to `low`. By all consumers together.
+template <typename Shape, int floats>
+__device__ __forceinline__ void split(float* tile, float* low) {
+  const auto round = [](float v) { return __uint_as_float(ptx::to_tf32(v)); };
+#pragma unroll
+  for (int i = (static_cast<int>(threadIdx.x) - 128) * 4; i < floats; i += Shape::kConsumerThreads * 4) {
+    const float4 v = *reinterpret_cast<const float4*>(tile + i);
+    const float4 high = {round(v.x), round(v.y), round(v.z), round(v.w)};
+    *reinterpret_cast<float4*>(tile + i) = high;
+    *reinterpret_cast<float4*>(low + i) = {round(v.x - high.x), round(v.y - high.y), round(v.z - high.z),
+                                           round(v.w - high.w)};
+  }
+}
+
+// The same as three products of tf32.
+template <typename Shape>
+__device__ __forceinline__ void multiply_split(WgmmaSmem<Shape>& smem, RingPosition<Shape>& at, int k_tiles, int rank,
+                                               float (&sums)[Shape::BN / 2]) {
+  constexpr int N = Shape::BN, kSteps = kTileRowBytes / 32;
+  const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
+  float of_stage[N / 2];
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) sums[i] = 0.f;
+  // Splits the stage that comes next, for all consumers to see once they have passed a barrier.
+  const auto split_next = [&](int k) {
+    ptx::mbarrier_wait(&smem.full[at.stage], at.parity);
+    split<Shape, Shape::BM * Shape::BK>(smem.a[at.stage], smem.a_low[k % 2]);
+    split<Shape, Shape::BN * Shape::BK>(smem.b[at.stage], smem.b_low[k % 2]);
+    if (!RNN_EXT_PLANTED(split_no_proxy_fence)) ptx::fence_proxy_async();
+  };
+  const auto barrier = [] {
+    if (!RNN_EXT_PLANTED(split_no_barrier)) ptx::named_barrier_sync(2, Shape::kConsumerThreads);
+  };
+  const auto start = [&](int k) {
+    const int own = warpgroup * 64 * Shape::BK;
+    const uint64_t a[2] = {ptx::wgmma_k_major(smem.a[at.stage] + own), ptx::wgmma_k_major(smem.a_low[k % 2] + own)};
+    const uint64_t b[2] = {ptx::wgmma_k_major(smem.b[at.stage]), ptx::wgmma_k_major(smem.b_low[k % 2])};
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < 3 * kSteps; ++i) {  // low high, high low, high high
+      const int product = i / kSteps, step = i % kSteps;
+      if (RNN_EXT_PLANTED(split_no_cross_term) && product == 1) continue;
+      ptx::wgmma<float, N>(of_stage, ptx::wgmma_advance(a[product == 0], 32 * step),
+                           ptx::wgmma_advance(b[product == 1], 32 * step),
+                           i > 0 || (k > 0 && RNN_EXT_PLANTED(split_long_sums)));
+    }
+    ptx::wgmma_commit();
+  };
+  const auto finish = [&](int stage) {
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) sums[i] = RNN_EXT_PLANTED(split_long_sums) ? of_stage[i] : sums[i] + of_stage[i];
+    release_stage(smem, stage, rank);
+  };
+  split_next(0);
+  barrier();
+  start(0);
+  for (int k = 1; k < k_tiles; ++k) {
+    const int previous = at.stage;
+    at.advance();
+    split_next(k);
+    ptx::wgmma_wait_all(of_stage);
+    barrier();  // which also says that everyone is done with the low parts that split_next(k + 1) will overwrite
+    finish(previous);
+    start(k);
+  }
+  ptx::wgmma_wait_all(of_stage);
+  finish(at.stage);
+  at.advance();
+}
+
 // One warpgroup.
 template <typename Shape, typename T>
 __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, int first, int step, int rank) {
-  constexpr int kConsumerThreads = 128 * Shape::kConsumers;
-  const int consumer = static_cast<int>(threadIdx.x) - 128, warpgroup = consumer / 128;
+  const int consumer = static_cast<int>(threadIdx.x) - 128;
   const bool is_leader = ptx::elect_one();
-  const auto release = [&](int stage) {
-    const int peer = consumer % 128;
-    if (peer >= Shape::kCluster) return;
-    if constexpr (Shape::kCluster == 1) {
-      ptx::mbarrier_arrive(&smem.empty[stage]);
-    } else {
-      ptx::mbarrier_arrive_cluster(
-          ptx::cluster_address(&smem.empty[stage], RNN_EXT_PLANTED(peer_not_asked) ? rank : peer));
-    }
-  };
-
   float acc[Shape::BN / 2];
   RingPosition<Shape> at;
   if (RNN_EXT_PLANTED(wrong_phase)) at.parity = 1;
@@ -184,37 +343,23 @@ __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, i
     const int m0 = (tile.m * Shape::kCluster + rank) * Shape::BM, n0 = tile.n * Shape::BN;
     if (consumer < Shape::BN) {
       const int n = n0 + consumer;
+      const bool is_inside = n < p.params.hidden_size;
       float b = 0.f;
-      if (p.bias_ih && n < p.hidden_size) b += widen(p.bias_ih[n]);
-      if (p.bias_hh && n < p.hidden_size) b += widen(p.bias_hh[n]);
+      if (p.params.bias_ih && is_inside) b += widen(p.params.bias_ih[n]);
+      if (p.params.bias_hh && is_inside) b += widen(p.params.bias_hh[n]);
       smem.bias[bias_buffer][consumer] = b;
     }
-
-    int previous = 0;
-    for (int k = 0; k < p.k_tiles_input + p.k_tiles_hx; ++k, at.advance()) {
-      if (!RNN_EXT_PLANTED(no_wait_for_tile)) ptx::mbarrier_wait(&smem.full[at.stage], at.parity);
-      const uint64_t a = ptx::wgmma_k_major(smem.a[at.stage] + warpgroup * 64 * Shape::BK);
-      const uint64_t b = ptx::wgmma_k_major(smem.b[at.stage]);
-      ptx::wgmma_fence();
-#pragma unroll
-      for (int i = 0; i < kTileRowBytes / 32; ++i) {
-        const bool adds = k > 0 || i > 0 || RNN_EXT_PLANTED(wgmma_adds_to_garbage);
-        ptx::wgmma<T, Shape::BN>(acc, ptx::wgmma_advance(a, 32 * i), ptx::wgmma_advance(b, 32 * i), adds);
-      }
-      ptx::wgmma_commit();
-      if (RNN_EXT_PLANTED(early_release)) release(at.stage);
-      ptx::wgmma_wait<1>();  // the previous stage has been read
-      if (k > 0 && !RNN_EXT_PLANTED(early_release)) release(previous);
-      previous = at.stage;
+    if constexpr (Shape::kSplit) {
+      multiply_split<Shape>(smem, at, p.k_tiles_input + p.k_tiles_hx, rank, acc);
+    } else {
+      multiply<Shape>(smem, at, p.k_tiles_input + p.k_tiles_hx, rank, acc);
     }
-    if (!RNN_EXT_PLANTED(no_wait_for_wgmma)) ptx::wgmma_wait_all(acc);
-    if (!RNN_EXT_PLANTED(early_release)) release(previous);
 
     // The bias is there. And whoever stages the next but one's has waited here for everyone to be done with this one.
-    if (!RNN_EXT_PLANTED(no_barrier_before_bias)) ptx::named_barrier_sync(1, kConsumerThreads);
+    if (!RNN_EXT_PLANTED(no_barrier_before_bias)) ptx::named_barrier_sync(1, Shape::kConsumerThreads);
     const int row = m0 + consumer / 32 * 16;
     const float* const bias = smem.bias[bias_buffer];
-    switch (p.nonlinearity) {
+    switch (p.params.nonlinearity) {
       case Nonlinearity::kTanh:
         store_rows<Nonlinearity::kTanh>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
         break;

@@ -6,8 +6,12 @@
 
 namespace rnn_ext::cuda {
 
+// Not double; and not float in the widest tiles, whose two sums an element no thread has the registers for.
+template <typename T, int BN>
+constexpr bool kForwardWgmmaComputes = sizeof(T) == 2 || (sizeof(T) == 4 && BN <= 128);
+
 // Whether the kernel can compute this: the inner strides are 1, all rows start at multiples of 16 bytes, and there is
-// something to sum up. It computes in fp16 and bf16 alone.
+// something to sum up.
 template <typename T>
 bool forward_wgmma_takes(const ForwardParams<T>& p);
 

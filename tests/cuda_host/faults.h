@@ -58,6 +58,11 @@ namespace emu {
   fault(no_barrier_before_bias) \
   fault(peer_not_asked) \
   fault(peer_exits_early) \
+  fault(split_no_proxy_fence) \
+  fault(split_no_barrier) \
+  fault(split_no_cross_term) \
+  fault(split_long_sums) \
+  fault(split_nan_left) \
   /* test_wrappers.cpp */ \
   fault(no_cluster_wait) \
   fault(early_block_exit) \

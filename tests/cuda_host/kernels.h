@@ -13,15 +13,16 @@ struct ForwardKernel {
   const char* name;
   cudaError_t (*launch)(const ForwardParams<T>&, cudaStream_t);
   bool (*takes)(const ForwardParams<T>&) = nullptr;  // null: everything
+  bool computes = true;                              // this dtype at all
 };
 template <typename T>
 constexpr ForwardKernel<T> kForwardKernels[] = {
     {"forward_as_launched", &rnn_cell_forward<T>},
     {"forward_tiled_small", &launch_forward_tiled<T, SmallTile>},
     {"forward_tiled_large", &launch_forward_tiled<T, LargeTile>},
-    {"forward_wgmma_64", &launch_forward_wgmma<T, 64>, &forward_wgmma_takes<T>},
-    {"forward_wgmma_128", &launch_forward_wgmma<T, 128>, &forward_wgmma_takes<T>},
-    {"forward_wgmma_256", &launch_forward_wgmma<T, 256>, &forward_wgmma_takes<T>},
+    {"forward_wgmma_64", &launch_forward_wgmma<T, 64>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 64>},
+    {"forward_wgmma_128", &launch_forward_wgmma<T, 128>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 128>},
+    {"forward_wgmma_256", &launch_forward_wgmma<T, 256>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 256>},
 };
 
 // The tiled kernel `kName` on a GPU of that compute capability, or, if T has none of that name there, the one chosen.

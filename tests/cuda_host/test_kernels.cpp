@@ -367,13 +367,105 @@ void test_all_forward(size_t index) {
   const ForwardKernel<T>& kernel = kForwardKernels<T>[index];
   if (kernel.takes != nullptr) {
     for (const Case& c : aligned_cases()) {
-      if (is_16_bit<T>) test_forward(kernel, c);
+      if (kernel.computes) test_forward(kernel, c);
     }
     return;
   }
   for (const Case& c : cases()) {
     // The launchers of single kernels leave empty outputs to rnn_cell_forward.
     if (c.batch > 0 || kernel.launch == &rnn_cell_forward<T>) test_forward(kernel, c);
+  }
+}
+
+// The largest error of x Wᵀ that a kernel makes with B = H = 64, as a part of Σ |x| |w|.
+template <typename Scale>
+double error_of_product(const ForwardKernel<float>& kernel, int depth, Scale scale) {
+  constexpr int kSize = 64;
+  check::Random random(static_cast<uint32_t>(depth));
+  std::vector<float> x(kSize * depth), W(kSize * depth), output(kSize * kSize);
+  for (int r = 0; r < kSize; ++r) {
+    for (int k = 0; k < depth; ++k) {
+      x[r * depth + k] = static_cast<float>(scale(random.uniform(), k, false));
+      W[r * depth + k] = static_cast<float>(scale(random.uniform(), k, true));
+    }
+  }
+  ForwardParams<float> p{};
+  p.input = {x.data(), depth};
+  p.weight_ih = {W.data(), depth};
+  p.output = output.data();
+  p.batch = p.hidden_size = kSize, p.input_size = depth;
+  p.nonlinearity = Nonlinearity::kRelu;  // leaves half of the sums as they are
+  CHECK(kernel.launch(p, nullptr) == cudaSuccess);
+  double largest = 0;
+  for (int i = 0; i < kSize * kSize; ++i) {
+    double sum = 0, magnitude = 0;
+    for (int k = 0; k < depth; ++k) {
+      const double product = double(x[i / kSize * depth + k]) * W[i % kSize * depth + k];
+      sum += product, magnitude += std::fabs(product);
+    }
+    largest = std::max(largest, std::fabs(output[i] - std::max(sum, 0.0)) / magnitude);
+  }
+  return largest;
+}
+
+ForwardKernel<float> float_kernel(const std::string& name) {
+  for (const ForwardKernel<float>& kernel : kForwardKernels<float>) {
+    if (name == kernel.name) return kernel;
+  }
+  throw std::runtime_error("no kernel " + name);
+}
+
+// Three tf32 products stand in for fp32 where their error is at most twice that of sums in fp32, one after the other.
+// The tensor cores' own rounding is modelled as truncation of each sum of eight products.
+[[maybe_unused]] void test_split_products() {
+  const auto expect_error = [](const char* data, int depth, double factor, const auto& scale) {
+    const double fp32 = error_of_product(float_kernel("forward_tiled_large"), depth, scale);
+    const double error = error_of_product(float_kernel("forward_wgmma_128"), depth, scale);
+    if (!(error <= factor * fp32)) {
+      check::report("K=%d, %s numbers: an error of %g, expected at most %g times fp32's %g", depth, data, error, factor,
+                    fp32);
+    }
+  };
+  for (const int depth : {512, 4096}) {
+    expect_error("random", depth, 2, [](double v, int, bool) { return v; });
+    expect_error("badly scaled", depth, 2,
+                 [](double v, int k, bool is_weight) { return std::ldexp(v, (is_weight ? -3 : 3) * (k % 9)); });
+    expect_error("cancelling", depth, 2, [&](double v, int k, bool is_weight) {  // a large sum, and then its opposite
+      return is_weight || k < depth / 2 ? std::fabs(v) : -std::fabs(v);
+    });
+    // Sums that never grow hardly round in fp32, while a split product is off by up to 2^-22, most of all next to a
+    // power of two. It is still far below what fp32 makes of any sum that does grow.
+    expect_error("alternating", depth, 4, [](double v, int k, bool is_weight) {
+      return (is_weight || k % 2 == 0 ? 1 : -1) * (1 + 0x1p-10 * v);
+    });
+  }
+  // Errors of one sign, which add up.
+  expect_error("positive", 16384, 2, [](double v, int, bool) { return std::fabs(v); });
+}
+
+// What has no high and low part comes out as in fp32.
+void test_split_infinities() {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity(), kMax = std::numeric_limits<float>::max();
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  constexpr int kRows = 5, kSize = 8;
+  std::vector<float> x(kRows * kSize, 1.f), W(kSize * kSize, 0x1p-20f), output(kRows * kSize);
+  const float special[kRows] = {kInfinity, -kInfinity, kMax, kNan, 1.f};  // kMax rounds to infinity in tf32
+  for (int r = 0; r < kRows; ++r) x[r * kSize + 3] = special[r];
+  ForwardParams<float> p{};
+  p.input = {x.data(), kSize};
+  p.weight_ih = {W.data(), kSize};
+  p.output = output.data();
+  p.batch = kRows, p.input_size = p.hidden_size = kSize;
+  p.nonlinearity = Nonlinearity::kRelu;
+  for (const char* name : {"forward_wgmma_64", "forward_wgmma_128"}) {
+    CHECK(float_kernel(name).launch(p, nullptr) == cudaSuccess);
+    const float expected[kRows] = {kInfinity, 0, kMax * 0x1p-20f, kNan, 8 * 0x1p-20f};
+    for (int i = 0; i < kRows * kSize; ++i) {
+      const float want = expected[i / kSize];
+      if (!(output[i] == want || (std::isnan(want) && std::isnan(output[i])))) {
+        check::report("%s: with %g, output is %g, expected %g", name, special[i / kSize], output[i], want);
+      }
+    }
   }
 }
 
@@ -393,6 +485,10 @@ void test_all_backward(size_t index) {
 
 // One test a kernel of the table, over all dtypes.
 const bool registered = [] {
+#if !defined(EMU_ASAN) && !defined(EMU_TSAN)  // numbers are the same there, and long in coming
+  check::tests().push_back({"forward_split_products", &test_split_products});
+#endif
+  check::tests().push_back({"forward_split_infinities", &test_split_infinities});
   for (size_t i = 0; i < std::size(kForwardKernels<float>); ++i) {
     check::tests().push_back({kForwardKernels<float>[i].name, [i] {
                                 test_all_forward<float>(i);
