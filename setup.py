@@ -79,7 +79,7 @@ archs = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";") if toolkit else ""
 
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
-sources = ["csrc/bindings.cpp", "csrc/ops.cpp", "csrc/ops_cpu.cpp", *sorted(glob.glob("csrc/cpu/*.cpp"))]
+sources = [f for f in sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp")) if f != "csrc/ops_cuda.cpp"]
 macros = [("RNN_EXT_CUDA_ARCHS", f'"{archs}"'), ("NDEBUG", None)]
 cxx_flags = ["-O3", "-fvisibility=hidden", "-Wall"]
 nvcc_flags = ["-O3", "-lineinfo"]

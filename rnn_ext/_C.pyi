@@ -1,23 +1,20 @@
 from collections.abc import Sequence
-from enum import IntEnum
 
 from torch import Tensor
-
-class Path(IntEnum):
-    ATEN = 0
-    KERNEL = 1
-    AUTOGRAD = 2
-    OPERATOR = 3
 
 cuda_built: bool
 cuda_archs: str
 
-def choose_path(
-    input: object, hx: object, weight_ih: object, weight_hh: object, bias_ih: object, bias_hh: object
-) -> int: ...
-def is_fused_backward(*tensors: Tensor | None) -> bool: ...
-def check_sizes(input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor) -> None: ...
 def rnn_cell(
+    input: object,
+    hx: object,
+    weight_ih: object,
+    weight_hh: object,
+    bias_ih: object,
+    bias_hh: object,
+    nonlinearity: object,
+) -> Tensor | None: ...
+def rnn_cell_below_autograd(
     input: Tensor,
     hx: Tensor | None,
     weight_ih: Tensor,
@@ -26,7 +23,7 @@ def rnn_cell(
     bias_hh: Tensor | None,
     nonlinearity: str,
 ) -> Tensor: ...
-def rnn_cell_backward(
+def rnn_cell_gradients(
     grad_output: Tensor,
     output: Tensor,
     input: Tensor | None,
@@ -36,4 +33,5 @@ def rnn_cell_backward(
     nonlinearity: str,
     output_mask: Sequence[bool],
 ) -> list[Tensor]: ...
+def check_sizes(input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor) -> None: ...
 def cpu_capability() -> str: ...

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _aten
+from . import _C
 
 
 class RNNCellFunction(torch.autograd.Function):
     """h' = f(x Wᵀ + b_ih + h Uᵀ + b_hh) with the fused kernels in both directions.
 
     Called as ``RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)``; see
-    :func:`rnn_ext.rnn_cell` for shapes and dtypes, and for a call that also takes what this one doesn't.
+    :func:`rnn_ext.rnn_cell` for shapes and dtypes, and for a call that also takes what this one doesn't. An eager
+    rnn_cell records the same in C++ (csrc/eager.cpp), where it costs less.
 
     The forward takes ``ctx`` (a separate ``setup_context`` costs seven times the call: it runs ``inspect.signature``).
     """
@@ -30,7 +31,7 @@ class RNNCellFunction(torch.autograd.Function):
         nonlinearity: str,
     ) -> Tensor:
         """The fused kernel; the output is saved in place of z, which no derivative needs."""
-        output = _C.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        output = _C.rnn_cell_below_autograd(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
         save_for_backward(ctx, output, input, hx, weight_ih, weight_hh)
         ctx.set_materialize_grads(False)
         ctx.nonlinearity = nonlinearity
@@ -47,9 +48,9 @@ class RNNCellFunction(torch.autograd.Function):
             return (None,) * 7
         output, input, hx, weight_ih, weight_hh = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        fused = _C.is_fused_backward(grad_output, output, input, hx, weight_ih, weight_hh)
-        backward = _C.rnn_cell_backward if fused else _aten.rnn_cell_backward
-        gradients = backward(grad_output, output, input, hx, weight_ih, weight_hh, ctx.nonlinearity, needs[:6])
+        gradients = _C.rnn_cell_gradients(
+            grad_output, output, input, hx, weight_ih, weight_hh, ctx.nonlinearity, needs[:6]
+        )
         return spread_gradients(gradients, needs)
 
 

@@ -7,11 +7,7 @@ from torch.overrides import handle_torch_function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import _C, _aten
-from .autograd import RNNCellFunction
 
-_ATEN, _KERNEL, _AUTOGRAD, _OPERATOR = (
-    int(p) for p in (_C.Path.ATEN, _C.Path.KERNEL, _C.Path.AUTOGRAD, _C.Path.OPERATOR)
-)
 _FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FUSED_DEVICES = ("cpu", "cuda") if _C.cuda_built else ("cpu",)
 # The tensor subclasses for which the operators have rules; DTensor joins them when it is imported.
@@ -51,25 +47,17 @@ def rnn_cell(
 
     Source: J. L. Elman, Finding Structure in Time, Cognitive Science 14 (1990).
     """
-    if torch.compiler.is_compiling():  # Dynamo can't trace pybind11 functions
-        path = _OPERATOR if _operator_takes(input, hx, weight_ih, weight_hh, bias_ih, bias_hh) else _ATEN
-    else:
-        path = _C.choose_path(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-
-    if path == _KERNEL:
-        return _C.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
-    if path == _AUTOGRAD:
-        output: Tensor = RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+    compiling = torch.compiler.is_compiling()
+    if not compiling:  # Dynamo can't trace pybind11 functions
+        fused = _C.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        if fused is not None:
+            return fused
+    arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
+    if not compiling and any(isinstance(t, torch.fx.Proxy) for t in arguments):  # a leaf of symbolically traced graphs
+        output: Tensor = handle_torch_function(rnn_cell, arguments, *arguments, nonlinearity)
         return output
-    if path == _ATEN and not torch.compiler.is_compiling():
-        arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-        if any(isinstance(t, torch.fx.Proxy) for t in arguments):  # a leaf of symbolically traced graphs
-            output = handle_torch_function(rnn_cell, arguments, *arguments, nonlinearity)
-            return output
-        if any(isinstance(t, tuple(SUBCLASSES)) for t in arguments) and _operator_takes(*arguments):
-            path = _OPERATOR
-    if path == _OPERATOR:
-        output = torch.ops.rnn_ext.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+    if (compiling or any(isinstance(t, tuple(SUBCLASSES)) for t in arguments)) and _operator_takes(*arguments):
+        output = torch.ops.rnn_ext.rnn_cell(*arguments, nonlinearity)
         return output
     return _aten.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
 
@@ -82,7 +70,7 @@ def _operator_takes(
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
 ) -> bool:
-    """What _C.choose_path asks of the tensors, in Python that Dynamo can trace; SUBCLASSES are taken too."""
+    """What _C.rnn_cell asks of the tensors, in Python that Dynamo can trace; SUBCLASSES are taken too."""
     device = input.device.type
     if device not in _FUSED_DEVICES or torch._C._are_functorch_transforms_active():
         return False

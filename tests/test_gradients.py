@@ -6,13 +6,21 @@ import itertools
 
 import pytest
 import torch
-from entries import every_entry
+from entries import ENTRIES
 from references import ARGUMENTS, NONLINEARITIES, Arguments, eager_cell, random_arguments, small_arguments
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from rnn_ext import rnn_cell
+from rnn_ext import RNNCellFunction, rnn_cell
 
+
+def through_autograd_function(input, hx, weight_ih, weight_hh, bias_ih=None, bias_hh=None, nonlinearity="tanh"):
+    return RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+
+
+# Every implementation of the node: rnn_cell's in C++, the operator's, and the public one.
+NODES = {**ENTRIES, "autograd_function": through_autograd_function}
+every_entry = pytest.mark.parametrize("cell", NODES.values(), ids=NODES.keys())
 every_nonlinearity = pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 
 # batched, unbatched, and with the optional arguments left out

@@ -1,0 +1,151 @@
+// The node is a C++ torch::autograd::Function: the same as rnn_ext.RNNCellFunction, without Python's cost a call.
+#include "eager.h"
+
+#include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/forward_grad.h>
+#include <torch/csrc/jit/frontend/tracer.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
+
+namespace rnn_ext {
+namespace {
+
+#ifdef RNN_EXT_WITH_CUDA
+constexpr bool kCudaBuilt = true;
+#else
+constexpr bool kCudaBuilt = false;
+#endif
+
+using ForwardOp = Tensor(const Tensor&, const OptTensor&, const Tensor&, const Tensor&, const OptTensor&,
+                         const OptTensor&, std::string_view);
+using BackwardOp = std::vector<Tensor>(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&,
+                                       const OptTensor&, const OptTensor&, std::string_view, OutputMask);
+
+template <typename Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+const auto& forward_op() {
+  static const auto op = find_op<ForwardOp>("rnn_ext::rnn_cell");
+  return op;
+}
+
+const auto& backward_op() {
+  static const auto op = find_op<BackwardOp>("rnn_ext::rnn_cell_backward");
+  return op;
+}
+
+// A dense tensor on a device that has our kernels, with no wrapper around it (functorch, subclass, sparse, quantized,
+// functionalized, negated: all carry a dispatch key beyond these) and without a forward-mode tangent.
+bool is_plain(const Tensor& t) {
+  static const uint64_t plain_keys =
+      (c10::DispatchKeySet({c10::DispatchKey::Dense, c10::DispatchKey::ADInplaceOrView}) |
+       c10::autograd_dispatch_keyset | c10::autocast_dispatch_keyset)
+          .raw_repr() |
+      c10::full_backend_mask;
+  const auto dtype = t.scalar_type();
+  return (t.key_set().raw_repr() & ~plain_keys) == 0 && (t.is_cpu() || (kCudaBuilt && t.is_cuda())) &&
+         (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf) &&
+         !t._fw_grad(/*level=*/0).defined();
+}
+
+bool transforms_active() {
+  return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+         torch::jit::tracer::isTracing();
+}
+
+// ------------------------------------------------------------------------------------------------------------ the node
+
+struct RNNCellNode : torch::autograd::Function<RNNCellNode> {
+  using Context = torch::autograd::AutogradContext;
+
+  static Tensor forward(Context* ctx, const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
+                        const Tensor& weight_hh, const OptTensor& bias_ih, const OptTensor& bias_hh,
+                        std::string_view nonlinearity) {
+    auto output = rnn_cell_below_autograd(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+    const auto hx_or_undefined = hx.value_or(Tensor());
+    const auto needed_by = [](const Tensor& other, const Tensor& t) {
+      return other.defined() && other.requires_grad() ? t : Tensor();
+    };
+    ctx->save_for_backward({output, needed_by(weight_ih, input), needed_by(weight_hh, hx_or_undefined),
+                            needed_by(input, weight_ih), needed_by(hx_or_undefined, weight_hh)});
+    ctx->set_materialize_grads(false);
+    // Which operands are there: the node has no edge for those that are not.
+    const int64_t present = 1 << kGradInput | hx.has_value() << kGradHx | 1 << kGradWeightIh | 1 << kGradWeightHh |
+                            bias_ih.has_value() << kGradBiasIh | bias_hh.has_value() << kGradBiasHh;
+    ctx->saved_data["present"] = present;
+    ctx->saved_data["nonlinearity"] = std::string(nonlinearity);
+    return output;
+  }
+
+  static std::vector<Tensor> backward(Context* ctx, const std::vector<Tensor>& grad_outputs) {
+    std::vector<Tensor> gradients(kNumGradients + 1);  // the last is the nonlinearity's
+    if (!grad_outputs[0].defined()) return gradients;
+    const auto present = ctx->saved_data["present"].toInt();
+    OutputMask needed{};
+    size_t edge = 0;
+    for (size_t i = 0; i < kNumGradients; ++i) needed[i] = (present >> i & 1) != 0 && ctx->needs_input_grad(edge++);
+    const auto saved = ctx->get_saved_variables();
+    const auto optional = [&](size_t i) { return saved[i].defined() ? OptTensor(saved[i]) : std::nullopt; };
+    auto found = rnn_cell_gradients(grad_outputs[0], saved[0], optional(1), optional(2), optional(3), optional(4),
+                                    ctx->saved_data["nonlinearity"].toStringView(), needed);
+    auto next = found.begin();
+    for (size_t i = 0; i < kNumGradients; ++i) {
+      if (needed[i]) gradients[i] = std::move(*next++);
+    }
+    return gradients;
+  }
+};
+
+}  // namespace
+
+Tensor rnn_cell_below_autograd(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
+                               const Tensor& weight_hh, const OptTensor& bias_ih, const OptTensor& bias_hh,
+                               std::string_view nonlinearity) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return forward_op().call(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+}
+
+std::vector<Tensor> rnn_cell_gradients(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
+                                       const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
+                                       std::string_view nonlinearity, OutputMask output_mask) {
+  bool fused = !transforms_active() && !at::GradMode::is_enabled() && is_plain(grad_output) && is_plain(output);
+  for (const auto* t : {&input, &hx, &weight_ih, &weight_hh}) fused = fused && (!t->has_value() || is_plain(**t));
+  if (fused) {
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return backward_op().call(grad_output, output, input, hx, weight_ih, weight_hh, nonlinearity, output_mask);
+  }
+  const pybind11::gil_scoped_acquire gil;
+  const auto formulas = pybind11::module_::import("rnn_ext._aten").attr("rnn_cell_backward");
+  return formulas(grad_output, output, input, hx, weight_ih, weight_hh, nonlinearity, output_mask)
+      .cast<std::vector<Tensor>>();
+}
+
+OptTensor rnn_cell_eager(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
+                         const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity) {
+  if (transforms_active() || !is_plain(input)) return std::nullopt;
+  const bool autocast = at::autocast::is_autocast_enabled(input.device().type());
+  bool requires_grad = input.requires_grad();
+  const auto fits = [&](const Tensor& t) {
+    requires_grad |= t.requires_grad();
+    return is_plain(t) && t.device() == input.device() && (t.scalar_type() == input.scalar_type() || autocast);
+  };
+  const auto bias_fits = [&](const Tensor& bias) {  // nn.RNNCell broadcasts biases of other shapes
+    return bias.dim() == 1 && weight_hh.dim() == 2 && bias.size(0) == weight_hh.size(1) && fits(bias);
+  };
+  if (!fits(weight_ih) || !fits(weight_hh) || (hx.has_value() && !fits(*hx)) ||
+      (bias_ih.has_value() && !bias_fits(*bias_ih)) || (bias_hh.has_value() && !bias_fits(*bias_hh))) {
+    return std::nullopt;
+  }
+  if (autocast) {  // the operator's Autocast kernel casts first
+    return forward_op().call(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+  }
+  if (!requires_grad || !at::GradMode::is_enabled()) {
+    return rnn_cell_below_autograd(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+  }
+  return RNNCellNode::apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
+}
+
+}  // namespace rnn_ext
