@@ -53,9 +53,13 @@ std::vector<Tensor> rnn_cell_backward_cuda(const Tensor& grad_output, const Tens
   auto gradients = empty_gradients(output, input, weight_ih, output_mask);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_cell_backward", [&] {
     using T = typename DeviceType<scalar_t>::type;
-    C10_CUDA_CHECK(cuda::rnn_cell_backward(
-        backward_params<T>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity),
-        c10::cuda::getCurrentCUDAStream()));
+    const auto p = backward_params<T>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity);
+    cuda::BackwardPlan plan;
+    C10_CUDA_CHECK(cuda::plan_rnn_cell_backward(p, &plan));
+    // From the caching allocator: its memory goes to others only behind the kernels on this stream.
+    const Tensor workspace =
+        plan.workspace_bytes > 0 ? at::empty({plan.workspace_bytes}, output.options().dtype(at::kByte)) : Tensor();
+    C10_CUDA_CHECK(cuda::rnn_cell_backward(p, plan, as_pointer<void>(workspace), c10::cuda::getCurrentCUDAStream()));
   });
   return asked_gradients(std::move(gradients));
 }

@@ -80,13 +80,23 @@ def test_the_forward_of_a_module_on_unbatched_input_is_one_launch():
 @pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
 @pytest.mark.parametrize("dtype", FLOATING, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_backward_is_one_launch(size, dtype, hx, asked):
+def test_the_backward_is_one_launch_unless_it_is_large(size, dtype, hx, asked):
     args = random_arguments(*size, hx=hx, dtype=dtype, device="cuda").leaves()
     output = rnn_cell(*args)
     grad_output = torch.randn_like(output)
     wanted = [t for t in args[asked] if t is not None]
     work = device_work(lambda: torch.autograd.grad(output, wanted, grad_output, retain_graph=True))
-    assert len(work) == 1, work
+    # In between, where 256 rows lie, a model of the GPU decides (csrc/cuda/backward_plan.h).
+    assert len(work) == 1 or (size[0] > 65 and len(work) == 2), work
+
+
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_the_backward_of_a_large_cell_is_two_launches(dtype):
+    args = random_arguments(2048, 1024, 1024, dtype=dtype, device="cuda").leaves()
+    output = rnn_cell(*args)
+    grad_output = torch.randn_like(output)
+    work = device_work(lambda: torch.autograd.grad(output, args, grad_output, retain_graph=True))
+    assert len(work) == 2, work
 
 
 def test_neither_direction_waits_for_the_gpu():

@@ -79,6 +79,7 @@ FAULTS = {
     "backward_no_store_column_bound": ("backward_tiled_small", {"asan": IN_BACKWARD}),
     "backward_misaligned_store": ("backward_tiled_small", {"asan": IN_BACKWARD}),
     "backward_every_column_writes_bias": ("backward_tiled_small", {"tsan": IN_BACKWARD}),
+    "backward_dz_no_bound": ("backward_tiled_large", {"asan": IN_BACKWARD}),
     "backward_zeros_not_exact": ("backward_without_hx", {"plain": WRONG}),
     "gemv_no_row_bound": ("backward_gemv", {"asan": IN_GEMV}),
     "gemv_no_column_bound": ("backward_gemv", {"asan": IN_GEMV}),

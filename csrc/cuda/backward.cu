@@ -41,19 +41,28 @@ BackwardCase backward_case(const BackwardParams<T>& p) {
   return c;
 }
 
-// Up to kMaxGemvBatch rows there is no reuse for tiles. Beyond, plan_backward chooses among the table's kernels.
+// Up to kMaxGemvBatch rows there is no reuse for tiles, and the plan stays empty. Beyond, plan_backward chooses among
+// the table's kernels.
 template <typename T>
-cudaError_t rnn_cell_backward(const BackwardParams<T>& p, cudaStream_t stream) {
-  if (p.batch <= kMaxGemvBatch) return launch_backward_gemv(p, stream);
+cudaError_t plan_rnn_cell_backward(const BackwardParams<T>& p, BackwardPlan* plan) {
+  *plan = {};
+  if (p.batch <= kMaxGemvBatch) return cudaSuccess;
   BackwardDevice device;
   const cudaError_t error = backward_device(&device);
-  if (error != cudaSuccess) return error;
-  return launch_backward_tiled(p, plan_backward(backward_case(p), device), stream);
+  if (error == cudaSuccess) *plan = plan_backward(backward_case(p), device);
+  return error;
 }
 
-#define RNN_EXT_INSTANTIATE(T)                                   \
-  template BackwardCase backward_case(const BackwardParams<T>&); \
-  template cudaError_t rnn_cell_backward(const BackwardParams<T>&, cudaStream_t)
+template <typename T>
+cudaError_t rnn_cell_backward(const BackwardParams<T>& p, const BackwardPlan& plan, void* workspace,
+                              cudaStream_t stream) {
+  return plan.kernel < 0 ? launch_backward_gemv(p, stream) : launch_backward_tiled(p, plan, workspace, stream);
+}
+
+#define RNN_EXT_INSTANTIATE(T)                                                          \
+  template BackwardCase backward_case(const BackwardParams<T>&);                        \
+  template cudaError_t plan_rnn_cell_backward(const BackwardParams<T>&, BackwardPlan*); \
+  template cudaError_t rnn_cell_backward(const BackwardParams<T>&, const BackwardPlan&, void*, cudaStream_t)
 RNN_EXT_INSTANTIATE(float);
 RNN_EXT_INSTANTIATE(double);
 RNN_EXT_INSTANTIATE(__half);

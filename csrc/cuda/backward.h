@@ -14,7 +14,8 @@ template <typename T>
 cudaError_t launch_backward_gemv(const BackwardParams<T>& p, cudaStream_t stream);
 
 template <typename T>
-cudaError_t launch_backward_tiled(const BackwardParams<T>& p, const BackwardPlan& plan, cudaStream_t stream);
+cudaError_t launch_backward_tiled(const BackwardParams<T>& p, const BackwardPlan& plan, void* workspace,
+                                  cudaStream_t stream);
 
 // What plan_backward has to know of the params.
 template <typename T>

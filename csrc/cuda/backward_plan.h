@@ -49,7 +49,6 @@ struct BackwardSchedule {
     return {is_data, second ? 1 : 0, row, second ? column - kind.columns[0] : column, column == 0};
   }
 
- private:
   // 64-bit divisions are a hundred instructions, at the start of every tile.
   static RNN_EXT_HOST_DEVICE int64_t divide(int64_t a, int64_t b) {
     if ((a | b) >> 32 == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
@@ -95,6 +94,8 @@ constexpr int kAnyLaterSm = 1000;
 // small: few batch rows, where [grad_input | grad_hx] has few tiles and the time of one, K = H deep, counts: narrow and
 //        deep, with all of a slice's weights in flight.
 // mid:   more batch rows, where the reads of [W | U] count.
+// large: where reading dh' and h' again for every tile costs more than a launch that writes dz for all of them. All
+//        operands come by cp.async, and tiles are as large as registers allow.
 // staged: what cp.async can't copy, and GPUs without it. The last rows are there for those alone.
 // clang-format off
 constexpr BackwardKernel kBackwardTiled[] = {
@@ -105,6 +106,9 @@ constexpr BackwardKernel kBackwardTiled[] = {
   {"tiled_mid",      true,  false, false, false, false, true,  true,  {32, 64, 32, 8, 4, 2, 3},     {64, 64, 16, 8, 4, 1, 3},     3,  80, kAnyLaterSm},
   {"tiled_small",    false, true,  false, false, true,  true,  true,  {16, 32, 32, 1, 2, 2, 3},     {32, 64, 16, 2, 2, 1, 3},     3,  80, kAnyLaterSm},
   {"tiled_mid",      false, true,  false, false, true,  true,  true,  {32, 64, 16, 2, 2, 1, 3},     {32, 64, 16, 2, 2, 1, 3},     3,  80, kAnyLaterSm},
+  {"tiled_large",    false, false, true,  true,  true,  true,  false, {128, 128, 32, 2, 4, 1, 4},   {128, 128, 32, 2, 4, 1, 4},   1,  80, kAnyLaterSm},
+  {"tiled_large",    true,  false, false, false, false, true,  false, {128, 128, 16, 8, 8, 1, 3},   {128, 128, 16, 8, 8, 1, 3},   1,  80, kAnyLaterSm},
+  {"tiled_large",    false, true,  false, false, true,  true,  false, {64, 64, 16, 2, 2, 1, 3},     {64, 64, 16, 2, 2, 1, 3},     2,  80, kAnyLaterSm},
   {"tiled_staged",   false, false, false, true,  true,  false, true,  {32, 64, 64, 1, 2, 2, 2},     {64, 64, 32, 2, 2, 1, 2},     2,  80, kAnyLaterSm},
   {"tiled_staged",   false, false, true,  false, true,  false, true,  {32, 64, 64, 1, 2, 2, 2},     {64, 64, 32, 2, 2, 1, 2},     2,  75, kAnyLaterSm},
   {"tiled_staged",   true,  false, false, true,  false, false, true,  {16, 32, 32, 4, 4, 4, 2},     {64, 64, 16, 8, 4, 1, 2},     3,  75, 75},
@@ -134,7 +138,11 @@ struct BackwardPlan {
   int kernel = -1;  // the row of kBackwardTiled
   BackwardSchedule schedule;
   int64_t blocks = 0;
+  int64_t dz_stride = 0;  // where dz goes to a workspace: elements from row to row, 16-byte aligned
+  int64_t workspace_bytes = 0;
   double microseconds = 0;  // what the model predicts
+
+  int launches() const { return workspace_bytes > 0 ? 2 : 1; }
 };
 
 namespace backward_plan {
@@ -178,18 +186,20 @@ struct TileTime {
   double busy, alone;
 };
 inline TileTime tile_time(const BackwardKernel& k, const BackwardTileShape& t, const BackwardCase& c, const Machine& m,
-                          int64_t rows, int64_t columns, int64_t depth) {
+                          int64_t rows, int64_t columns, int64_t depth, int multiprocessors) {
   const double size = bytes_of(c.dtype), sum_size = size < 8 ? 4 : 8;
   const double rate = c.dtype == BackwardDtype::kDouble ? (k.tensor_cores ? m.fp64_tensor_flops : m.fp64_flops)
                                                         : (k.tensor_cores ? m.tensor_flops : m.fp32_flops);
   // A tile's rows and columns beyond the edge are multiplied, but not read.
   const double read_rows = static_cast<double>(std::min<int64_t>(t.bm, rows)) * (k.fused ? 2 : 1);
   const double read_columns = static_cast<double>(std::min<int64_t>(t.bn, columns));
-  const double slice = std::max(2.0 * t.bm * t.bn * t.bk / rate, (read_rows + read_columns) * t.bk * size / m.l2_bytes);
+  const double flops = 2.0 * t.bm * t.bn * t.bk / rate, bytes = (read_rows + read_columns) * t.bk * size;
+  const double l2_share = std::min(m.l2_bytes, m.l2_total_bytes / multiprocessors);  // while all are at it
   const double slices = static_cast<double>(ceil_div(depth, t.bk));
-  const double epilogue = t.bm * t.bn * (2 * sum_size * t.slices / 128 + size / m.l2_bytes);
+  const double epilogue = t.bm * t.bn * (2 * sum_size * t.slices / 128 + size / l2_share);
   const double staged = k.fused || !k.async ? kStagedSliceClocks : 0;
-  return {slices * slice + epilogue, kTileClocks + slices * std::max(slice, staged) + epilogue};
+  return {slices * std::max(flops, bytes / l2_share) + epilogue,
+          kTileClocks + slices * std::max({flops, bytes / m.l2_bytes, staged}) + epilogue};
 }
 
 inline BackwardPlan plan(int kernel, const BackwardCase& c, const BackwardDevice& device) {
@@ -209,8 +219,8 @@ inline BackwardPlan plan(int kernel, const BackwardCase& c, const BackwardDevice
   if (c.grad_bias && s.weight.columns[0] + s.weight.columns[1] == 0) s.weight.columns[1] = 1;
 
   const int64_t widest = std::max(c.input_size, c.hidden_size);
-  const TileTime data = tile_time(k, k.data, c, m, c.batch, widest, c.hidden_size);
-  const TileTime weight = tile_time(k, k.weight, c, m, c.hidden_size, widest, c.batch);
+  const TileTime data = tile_time(k, k.data, c, m, c.batch, widest, c.hidden_size, device.multiprocessors);
+  const TileTime weight = tile_time(k, k.weight, c, m, c.hidden_size, widest, c.batch, device.multiprocessors);
   s.data_first = data.alone >= weight.alone;
 
   const int64_t by_smem = (device.smem_per_block + 1024) / (smem_bytes(k, c.dtype) + 1024);
@@ -224,7 +234,14 @@ inline BackwardPlan plan(int kernel, const BackwardCase& c, const BackwardDevice
   const double longest = std::max(n_data > 0 ? data.alone : 0, n_weight > 0 ? weight.alone : 0);
   const double busy = (n_data * data.busy + n_weight * weight.busy) / sms + last / 2;
   const double waiting = (n_data * data.alone + n_weight * weight.alone) / std::max<double>(1, plan.blocks);
-  plan.microseconds = kRamp + std::max({busy, waiting, longest}) / (m.ghz * 1e3);
+  double clocks = std::max({busy, waiting, longest});
+  if (!k.fused) {
+    const int size = bytes_of(c.dtype);
+    plan.dz_stride = ceil_div(c.hidden_size * size, 16) * 16 / size;
+    plan.workspace_bytes = c.batch * plan.dz_stride * size;
+    clocks += kTileClocks + 3.0 * static_cast<double>(plan.workspace_bytes) / m.l2_total_bytes;
+  }
+  plan.microseconds = kRamp * plan.launches() + clocks / (m.ghz * 1e3);
   return plan;
 }
 

@@ -37,6 +37,42 @@ struct DzOperand : CombinedOperand<T> {
   }
 };
 
+// ---- dz in a workspace ----------------------------------------------------------------------------------------------
+
+constexpr int kDzThreads = 256;
+
+// dz (B, H), its rows dz_stride apart; 16 bytes a thread. What lies between H and dz_stride stays as it is: nobody
+// reads it.
+template <typename T>
+__global__ void __launch_bounds__(kDzThreads)
+    backward_dz(DzOperand<T> source, T* dz, int64_t dz_stride, int64_t batch, int64_t hidden_size) {
+  using Unit = Vector<T, 16>;
+  const int64_t unit = int64_t{blockIdx.x} * kDzThreads + threadIdx.x, per_row = dz_stride / Unit::kSize;
+  const int64_t row = BackwardSchedule::divide(unit, per_row), column = (unit - row * per_row) * Unit::kSize;
+  if (row >= batch && !RNN_EXT_PLANTED(backward_dz_no_bound)) return;
+  const int columns = static_cast<int>(min(hidden_size - column, int64_t{Unit::kSize}));
+  Unit parts[2] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const Operand<T>& part = source.part(i);
+    const T* const from = part.data + row * part.row_stride + column * part.k_stride;
+    if (part.vector_bytes == 16 && columns == Unit::kSize) {
+      parts[i] = *reinterpret_cast<const Unit*>(from);
+    } else {
+#pragma unroll
+      for (int j = 0; j < Unit::kSize; ++j) {
+        if (j < columns) parts[i].v[j] = from[j * part.k_stride];
+      }
+    }
+  }
+  Unit result;
+#pragma unroll
+  for (int j = 0; j < Unit::kSize; ++j) {
+    result.v[j] = narrow<T>(source.combine(widen(parts[0].v[j]), widen(parts[1].v[j])));
+  }
+  store_vector(dz + row * dz_stride + column, result);
+}
+
 // ---- kernel ---------------------------------------------------------------------------------------------------------
 
 // One of the two matrices, of input_size or hidden_size columns, that either kind of tiles has.
@@ -152,7 +188,7 @@ template <typename T, int kRow>
 struct BackwardLoops {
   static constexpr BackwardKernel k = kBackwardTiled[kRow];
   static constexpr Math kMath = k.tensor_cores ? Math::kTensorCore : Math::kSimt;
-  using Dz = DzOperand<T>;
+  using Dz = std::conditional_t<k.fused, DzOperand<T>, Operand<T>>;
 
   template <bool kWarps, int bm, int bn, int bk, int parts_m, int parts_n, int slices, int stages>
   struct ShapeOf {
@@ -188,14 +224,30 @@ BackwardHalf<T> backward_half(const Matrix<T>& weight, const Matrix<T>& operand,
 }
 
 template <typename T, int kRow>
-cudaError_t launch_backward_row(const BackwardParams<T>& p, const BackwardPlan& plan, cudaStream_t stream) {
+cudaError_t launch_backward_row(const BackwardParams<T>& p, const BackwardPlan& plan, [[maybe_unused]] void* workspace,
+                                cudaStream_t stream) {
   using Loops = BackwardLoops<T, kRow>;
   using Dz = typename Loops::Dz;
   BackwardTiledParams<T, Dz> q;
-  q.dz = Dz(operand_by_rows(p.grad_output, p.batch, p.hidden_size, Major::kK),
-            operand_by_rows(p.output, p.batch, p.hidden_size, Major::kK), p.nonlinearity);
-  q.dz_transposed = Dz(operand_by_columns(p.grad_output, p.hidden_size, p.batch, Major::kRows),
-                       operand_by_columns(p.output, p.hidden_size, p.batch, Major::kRows), p.nonlinearity);
+  const DzOperand<T> dz(operand_by_rows(p.grad_output, p.batch, p.hidden_size, Major::kK),
+                        operand_by_rows(p.output, p.batch, p.hidden_size, Major::kK), p.nonlinearity);
+  if constexpr (Loops::k.fused) {
+    q.dz = dz;
+    q.dz_transposed = DzOperand<T>(operand_by_columns(p.grad_output, p.hidden_size, p.batch, Major::kRows),
+                                   operand_by_columns(p.output, p.hidden_size, p.batch, Major::kRows), p.nonlinearity);
+  } else {
+    T* const rounded = static_cast<T*>(workspace);
+    const int64_t threads = p.batch * plan.dz_stride * int64_t{sizeof(T)} / 16;
+    if (threads > 0) {
+      const dim3 grid(static_cast<unsigned>(ceil_div(threads, kDzThreads)));
+      const cudaError_t error = RNN_EXT_LAUNCH((backward_dz<T>), grid, dim3(kDzThreads), 0, stream, dz, rounded,
+                                               plan.dz_stride, p.batch, p.hidden_size);
+      if (error != cudaSuccess) return error;
+    }
+    const Matrix<T> m = {rounded, plan.dz_stride, 1};
+    q.dz = operand_by_rows(m, p.batch, p.hidden_size, Major::kK);
+    q.dz_transposed = operand_by_columns(m, p.hidden_size, p.batch, Major::kRows);
+  }
   q.half[0] = backward_half(p.weight_ih, p.input, p.grad_input, p.grad_weight_ih, p.batch, p.hidden_size, p.input_size);
   q.half[1] = backward_half(p.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.batch, p.hidden_size, p.hidden_size);
   q.grad_bias = p.grad_bias;
@@ -210,12 +262,12 @@ cudaError_t launch_backward_row(const BackwardParams<T>& p, const BackwardPlan& 
 
 // Of the table's rows only those for T are compiled.
 template <typename T, int... kRows>
-cudaError_t launch_backward_rows(const BackwardParams<T>& p, const BackwardPlan& plan, cudaStream_t stream,
-                                 std::integer_sequence<int, kRows...>) {
+cudaError_t launch_backward_rows(const BackwardParams<T>& p, const BackwardPlan& plan, void* workspace,
+                                 cudaStream_t stream, std::integer_sequence<int, kRows...>) {
   cudaError_t error = cudaErrorInvalidValue;
   const auto try_row = [&](auto row) {
     if constexpr (kBackwardTiled[row].takes(BackwardDtypeOf<T>::value)) {
-      if (plan.kernel == row) error = launch_backward_row<T, row>(p, plan, stream);
+      if (plan.kernel == row) error = launch_backward_row<T, row>(p, plan, workspace, stream);
     }
   };
   (try_row(std::integral_constant<int, kRows>{}), ...);
@@ -223,9 +275,10 @@ cudaError_t launch_backward_rows(const BackwardParams<T>& p, const BackwardPlan&
 }
 
 template <typename T>
-cudaError_t launch_backward_tiled(const BackwardParams<T>& p, const BackwardPlan& plan, cudaStream_t stream) {
+cudaError_t launch_backward_tiled(const BackwardParams<T>& p, const BackwardPlan& plan, void* workspace,
+                                  cudaStream_t stream) {
   if (plan.blocks == 0) return cudaSuccess;  // nothing asked for, or of no elements
-  return launch_backward_rows(p, plan, stream, std::make_integer_sequence<int, kNumBackwardTiled>{});
+  return launch_backward_rows(p, plan, workspace, stream, std::make_integer_sequence<int, kNumBackwardTiled>{});
 }
 
 }  // namespace rnn_ext::cuda

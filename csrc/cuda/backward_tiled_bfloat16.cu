@@ -2,6 +2,7 @@
 
 namespace rnn_ext::cuda {
 
-template cudaError_t launch_backward_tiled(const BackwardParams<__nv_bfloat16>&, const BackwardPlan&, cudaStream_t);
+template cudaError_t launch_backward_tiled(const BackwardParams<__nv_bfloat16>&, const BackwardPlan&, void*,
+                                           cudaStream_t);
 
 }  // namespace rnn_ext::cuda

@@ -2,6 +2,6 @@
 
 namespace rnn_ext::cuda {
 
-template cudaError_t launch_backward_tiled(const BackwardParams<__half>&, const BackwardPlan&, cudaStream_t);
+template cudaError_t launch_backward_tiled(const BackwardParams<__half>&, const BackwardPlan&, void*, cudaStream_t);
 
 }  // namespace rnn_ext::cuda

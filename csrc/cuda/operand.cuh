@@ -292,7 +292,7 @@ class StagedCopy {
     } else if (whole && w.vector_bytes == 8 && sizeof(T) < 8) {
       load_pieces<8>(unit, from);
     } else if (whole && w.vector_bytes == 4 && sizeof(T) < 4) {
-      load_pieces<4>(unit, from);
+      load_pieces<(sizeof(T) < 4 ? 4 : 8)>(unit, from);
     } else {
 #pragma unroll
       for (int j = 0; j < Unit::kSize; ++j) {

@@ -27,6 +27,7 @@ namespace emu {
   fault(backward_misaligned_store) \
   fault(backward_every_column_writes_bias) \
   fault(backward_zeros_not_exact) \
+  fault(backward_dz_no_bound) \
   /* backward_gemv.cuh */ \
   fault(gemv_no_row_bound) \
   fault(gemv_no_column_bound) \

@@ -1,6 +1,8 @@
 // The project's launchers by name: the table from which test_kernels.cpp and torch_ops.cpp take what they drive. A new
 // kernel gets a line here.
 #pragma once
+#include <memory>
+
 #include "backward.h"
 #include "forward.cuh"
 #include "forward_wgmma.h"
@@ -25,11 +27,24 @@ constexpr ForwardKernel<T> kForwardKernels[] = {
     {"forward_wgmma_256", &launch_forward_wgmma<T, 256>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 256>},
 };
 
+// With a workspace of exactly the size that the plan asks for, where an out-of-bounds access shows.
+template <typename T>
+cudaError_t launch_with_workspace(const BackwardParams<T>& p, const BackwardPlan& plan, cudaStream_t stream) {
+  const std::unique_ptr<char[]> workspace(new char[plan.workspace_bytes]);
+  return rnn_cell_backward(p, plan, plan.workspace_bytes > 0 ? workspace.get() : nullptr, stream);
+}
+template <typename T>
+cudaError_t launch_backward_as_planned(const BackwardParams<T>& p, cudaStream_t stream) {
+  BackwardPlan plan;
+  const cudaError_t error = plan_rnn_cell_backward(p, &plan);
+  return error == cudaSuccess ? launch_with_workspace(p, plan, stream) : error;
+}
+
 // The tiled kernel `kName` on a GPU of that compute capability, or, if T has none of that name there, the one chosen.
-enum Tiled { kSmall, kMid, kStaged };
+enum Tiled { kSmall, kMid, kLarge, kStaged };
 template <typename T, Tiled kName, int kComputeCapability>
 cudaError_t launch_backward_named(const BackwardParams<T>& p, cudaStream_t stream) {
-  constexpr const char* kNames[] = {"tiled_small", "tiled_mid", "tiled_staged"};
+  constexpr const char* kNames[] = {"tiled_small", "tiled_mid", "tiled_large", "tiled_staged"};
   BackwardDevice device;
   const cudaError_t error = backward_device(&device);
   if (error != cudaSuccess) return error;
@@ -38,7 +53,7 @@ cudaError_t launch_backward_named(const BackwardParams<T>& p, cudaStream_t strea
   const BackwardCase c = backward_case(p);
   BackwardPlan plan = plan_backward(c, device, kNames[kName]);
   if (plan.kernel < 0) plan = plan_backward(c, device);
-  return launch_backward_tiled(p, plan, stream);
+  return launch_with_workspace(p, plan, stream);
 }
 
 template <typename T>
@@ -50,10 +65,11 @@ struct BackwardLauncher {
 };
 template <typename T>
 constexpr BackwardLauncher<T> kBackwardKernels[] = {
-    {"backward_as_launched", &rnn_cell_backward<T>},
+    {"backward_as_launched", &launch_backward_as_planned<T>},
     {"backward_gemv", &launch_backward_gemv<T>, false, kMaxGemvBatch},
     {"backward_tiled_small", &launch_backward_named<T, kSmall, 90>},
     {"backward_tiled_mid", &launch_backward_named<T, kMid, 90>},
+    {"backward_tiled_large", &launch_backward_named<T, kLarge, 90>},
     {"backward_tiled_staged", &launch_backward_named<T, kStaged, 80>},
     {"backward_tiled_turing", &launch_backward_named<T, kStaged, 75>},
 };

@@ -84,4 +84,13 @@ TEST(backward_plan_starts_with_the_longest_tiles) {
   CHECK(!plan_backward(everything(1 << 16, 64, 64), {}).schedule.data_first);
 }
 
+// dz is worth a launch of its own where every tile would form it again many times over.
+TEST(backward_plan_takes_two_launches_for_large_shapes) {
+  CHECK(plan_backward(everything(16, 256, 256), {}).launches() == 1);
+  CHECK(plan_backward(everything(64, 1024, 1024), {}).launches() == 1);
+  const BackwardPlan large = plan_backward(everything(4096, 4096, 4093), {});
+  CHECK(large.launches() == 2);
+  CHECK(large.dz_stride == 4096 && large.workspace_bytes == int64_t{4096} * 4096 * 2);
+}
+
 }  // namespace
