@@ -4,6 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/rnn_cell_cpu.h"
+#include "cuda/dispatch.h"
 #include "eager.h"
 
 namespace rnn_ext {
@@ -60,6 +61,28 @@ Tensor below_autograd(const Tensor& input, const OptTensor& hx, const Tensor& we
   return rnn_cell_below_autograd(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, name);
 }
 
+// Also without CUDA: which forward kernel a GPU would run, and why.
+std::string explain_forward(int64_t batch, int64_t input_size, int64_t hidden_size, const at::ScalarType dtype,
+                            int compute_capability, int multiprocessors, int64_t smem_per_block, bool tf32,
+                            const std::string& forced) {
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+                    "no kernel computes in ", dtype);
+  TORCH_CHECK_VALUE(batch > 0 && input_size >= 0 && hidden_size > 0, "expected positive sizes, got batch ", batch,
+                    ", input_size ", input_size, ", hidden_size ", hidden_size);
+  const auto kind = dtype == at::kFloat    ? cuda::Dtype::kFloat
+                    : dtype == at::kDouble ? cuda::Dtype::kDouble
+                    : dtype == at::kHalf   ? cuda::Dtype::kHalf
+                                           : cuda::Dtype::kBFloat16;
+  // Contiguous tensors, as PyTorch's allocator aligns them.
+  int vector_bytes = 16;
+  while (vector_bytes > 0 && ((input_size | hidden_size) * cuda::bytes_of(kind)) % vector_bytes != 0) {
+    vector_bytes = vector_bytes > 4 ? vector_bytes / 2 : 0;
+  }
+  const cuda::ForwardCase c = {batch, input_size, hidden_size, /*hx=*/true, kind, vector_bytes, tf32};
+  return cuda::explain_forward(c, {compute_capability, multiprocessors, static_cast<size_t>(smem_per_block)},
+                               forced.c_str());
+}
+
 PYBIND11_MODULE(_C, m) {
   m.attr("cuda_built") = kCudaBuilt;
   m.attr("cuda_archs") = RNN_EXT_CUDA_ARCHS;
@@ -67,6 +90,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn_cell_below_autograd", &below_autograd);
   m.def("rnn_cell_gradients", &rnn_cell_gradients, py::call_guard<py::gil_scoped_release>());
   m.def("check_sizes", &check_sizes);
+  m.def("explain_forward", &explain_forward);
   m.def("cpu_capability", &cpu::cpu_capability);
 }
 

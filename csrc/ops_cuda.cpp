@@ -2,11 +2,18 @@
 // The kernels take any strides, so no operand is ever copied.
 #include <ATen/Dispatch.h>
 #include <c10/cuda/CUDAException.h>
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <torch/library.h>
+
+#include <cstdlib>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <tuple>
 
 #include "cuda/rnn_cell_cuda.h"
 #include "ops.h"
@@ -30,17 +37,119 @@ struct DeviceType<at::BFloat16> {
 // Biases are vectors read once: the kernels take them contiguous.
 OptTensor contiguous(const OptTensor& t) { return t.has_value() ? OptTensor(t->contiguous()) : t; }
 
+// ---- the forward's plan ---------------------------------------------------------------------------------------------
+
+// Whether PyTorch's precision setting, in its old or its new form, lets float32 products be computed in tf32. It is
+// read from where both keep it: allowTF32CuBLAS() would complain about a mix of the two.
+bool allows_tf32() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+             at::Float32Precision::TF32 &&
+         !at::NoTF32Guard::should_disable_tf32();
+}
+
+cuda::Device describe_device(int index) {
+  const auto attribute = [&](cudaDeviceAttr what) {
+    int value = 0;
+    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, what, index));
+    return value;
+  };
+  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
+          attribute(cudaDevAttrMultiProcessorCount),
+          static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
+}
+
+// Planning takes microseconds, and a model calls with the same few cases again and again: each thread remembers some.
+cuda::ForwardPlan plan_forward(const cuda::ForwardCase& c, int device) {
+  struct Entry {
+    int device = -1;
+    cuda::ForwardCase c;
+    std::string forced;
+    cuda::ForwardPlan plan;
+  };
+  static thread_local std::array<Entry, 64> remembered;
+  const char* const variable = std::getenv("RNN_EXT_KERNEL");
+  const std::string_view forced = variable != nullptr ? variable : "";
+  const auto hash = static_cast<size_t>((c.batch * 31 + c.input_size) * 31 + c.hidden_size * 5 + c.hx * 2) +
+                    static_cast<size_t>(c.dtype);
+  Entry& entry = remembered[hash % remembered.size()];
+  if (entry.device != device || !(entry.c == c) || entry.forced != forced) {
+    try {
+      const auto plan = cuda::plan_forward(c, describe_device(device), variable);
+      entry = {device, c, std::string(forced), plan};
+    } catch (const std::invalid_argument& error) {
+      TORCH_CHECK_VALUE(false, error.what());
+    }
+  }
+  return entry.plan;
+}
+
+// Counters for the blocks that share a tile through global memory. They are zero between launches, and launches that
+// may overlap have different ones: those of one stream follow each other, but a captured graph may run beside the
+// stream that it was captured on, and branches of a graph beside each other. (A graph never overlaps itself: it has but
+// one output.) So there is a set for each stream and for each stream of each capture: 1 KiB, never given back.
+uint32_t* counters_of(int device, cudaStream_t stream) {
+  using Key = std::tuple<int, unsigned long long, unsigned long long>;
+  struct Chunk {
+    uint32_t* next = nullptr;
+    int left = 0;
+  };
+  static std::mutex mutex;
+  static std::map<Key, uint32_t*> sets;
+  static std::map<int, Chunk> chunks;
+  constexpr int kSetsPerChunk = 64;
+
+  unsigned long long id = 0, capture = 0;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  C10_CUDA_CHECK(cudaStreamGetId(stream, &id));
+  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, &capture));
+  if (status == cudaStreamCaptureStatusNone) capture = 0;
+
+  const std::lock_guard<std::mutex> lock(mutex);
+  uint32_t*& set = sets[{device, id, capture}];
+  if (set != nullptr) return set;
+  Chunk& chunk = chunks[device];
+  if (chunk.left == 0) {
+    // Outside of any capture, and done on return: whichever stream comes next finds zeros.
+    const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
+    constexpr size_t kBytes = sizeof(uint32_t) * cuda::kMaxCounters * kSetsPerChunk;
+    uint32_t* memory = nullptr;
+    cudaStream_t side = nullptr;
+    C10_CUDA_CHECK(cudaMalloc(&memory, kBytes));
+    C10_CUDA_CHECK(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking));
+    C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, kBytes, side));
+    C10_CUDA_CHECK(cudaStreamSynchronize(side));
+    C10_CUDA_CHECK(cudaStreamDestroy(side));
+    chunk = {memory, kSetsPerChunk};
+  }
+  set = chunk.next;
+  chunk.next += cuda::kMaxCounters;
+  --chunk.left;
+  return set;
+}
+
+// ---- the operators --------------------------------------------------------------------------------------------------
+
 Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
                      const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view name) {
   const auto nonlinearity = check_forward(input, hx, weight_ih, weight_hh, bias_ih_, bias_hh_, name);
   const c10::cuda::CUDAGuard guard(input.device());
+  const int device = guard.current_device().index();
   const auto bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
   auto output = empty_output(input, weight_hh);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_cell", [&] {
     using T = typename DeviceType<scalar_t>::type;
-    C10_CUDA_CHECK(cuda::rnn_cell_forward(
-        forward_params<T>(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, output, nonlinearity),
-        c10::cuda::getCurrentCUDAStream()));
+    const auto p = forward_params<T>(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, output, nonlinearity);
+    if (output.numel() == 0) return;
+    const bool tf32 = std::is_same<T, float>::value && allows_tf32();
+    const auto plan = plan_forward(cuda::forward_case(p, tf32), device);
+    const auto stream = c10::cuda::getCurrentCUDAStream();
+    Tensor workspace;
+    uint32_t* counters = nullptr;
+    if (plan.workspace_bytes > 0) {
+      workspace = at::empty({plan.workspace_bytes}, input.options().dtype(at::kByte));
+      counters = counters_of(device, stream);
+    }
+    C10_CUDA_CHECK(cuda::rnn_cell_forward(p, plan, as_pointer<void>(workspace), counters, stream));
   });
   return output;
 }

@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 cuda_built: bool
 cuda_archs: str
@@ -34,4 +34,15 @@ def rnn_cell_gradients(
     output_mask: Sequence[bool],
 ) -> list[Tensor]: ...
 def check_sizes(input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor) -> None: ...
+def explain_forward(
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    dtype: dtype,
+    compute_capability: int,
+    multiprocessors: int,
+    smem_per_block: int,
+    tf32: bool,
+    forced: str,
+) -> str: ...
 def cpu_capability() -> str: ...

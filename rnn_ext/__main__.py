@@ -1,14 +1,80 @@
-"""``python -m rnn_ext``: what was built, for which architectures, and which kernels this machine would use."""
+"""What was built, for which architectures, and which kernel runs when.
 
+python -m rnn_ext                                                         what was built
+python -m rnn_ext --explain BATCH INPUT_SIZE HIDDEN_SIZE DTYPE [--gpu G]  the forward kernel for a case, and why
+
+RNN_EXT_KERNEL=NAME, NAME:SPLITS or NAME:SPLITS:workspace forces a forward kernel that --explain lists.
+"""
+
+import argparse
+import os
 import platform
+from collections.abc import Sequence
 
 import torch
 
 from . import _C, __version__, is_cuda_built
 
+KIB = 1024
+# Compute capability times ten, multiprocessors, bytes of shared memory a block may have.
+GPUS = {
+    "t4": (75, 40, 64 * KIB),
+    "a100": (80, 108, 163 * KIB),
+    "a10": (86, 72, 99 * KIB),
+    "l4": (89, 58, 99 * KIB),
+    "h100": (90, 132, 227 * KIB),
+    "h200": (90, 132, 227 * KIB),
+    "b200": (100, 148, 227 * KIB),
+}
+
+
+def describe_gpu(name: str | None) -> tuple[int, int, int]:
+    """The GPU of that name, or the visible one, or an H100."""
+    if name is None and torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties()
+        return (
+            10 * properties.major + properties.minor,
+            properties.multi_processor_count,
+            properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]  # the stub lacks it
+        )
+    return GPUS[name or "h100"]
+
+
+def explain(case: Sequence[str], gpu: str | None = None, tf32: bool = False) -> str:
+    """Which forward kernel would run, of contiguous tensors with hx, and what the model says of the others.
+
+    Args:
+        case: batch, input_size, hidden_size and the name of a dtype.
+        gpu: one of GPUS; None is the visible one, else an H100.
+        tf32: whether PyTorch's precision setting lets float32 products be computed in tf32.
+
+    Raises:
+        ValueError: for sizes or a dtype that no kernel takes, or an RNN_EXT_KERNEL that can't take the case.
+    """
+    *sizes, name = case
+    batch, input_size, hidden_size = map(int, sizes)
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"there is no dtype torch.{name}")
+    forced = os.environ.get("RNN_EXT_KERNEL", "")
+    return _C.explain_forward(batch, input_size, hidden_size, dtype, *describe_gpu(gpu), tf32, forced)
+
 
 def main() -> None:
     """Prints the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rnn_ext", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--explain", nargs=4, metavar=("BATCH", "INPUT_SIZE", "HIDDEN_SIZE", "DTYPE"))
+    parser.add_argument("--gpu", choices=GPUS, help="default: the visible one, else h100")
+    parser.add_argument("--tf32", action="store_true", help="as if PyTorch allowed tf32 in products")
+    arguments = parser.parse_args()
+    if arguments.explain:
+        try:
+            print(explain(arguments.explain, arguments.gpu, arguments.tf32), end="")
+        except ValueError as error:
+            parser.error(str(error))
+        return
     print(f"rnn_ext {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     print(
         f"CPU kernels    built; this machine runs the {_C.cpu_capability()} ones on {torch.get_num_threads()} threads"
@@ -22,7 +88,7 @@ def main() -> None:
     for i in range(torch.cuda.device_count()):
         name = torch.cuda.get_device_name(i)
         major, minor = torch.cuda.get_device_capability(i)
-        print(f"GPU {i}          {name}, compute capability {major}.{minor}: the tiled kernels, forward and backward")
+        print(f"GPU {i}          {name}, compute capability {major}.{minor}: --explain says which kernel runs when")
 
 
 if __name__ == "__main__":

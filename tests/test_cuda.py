@@ -99,6 +99,66 @@ def test_the_backward_of_a_large_cell_is_two_launches(dtype):
     assert len(work) == 2, work
 
 
+KERNELS = [
+    *(
+        "gemv",
+        "tiled_16x64",
+        "tiled_32x64",
+        "tiled_64x64",
+        "tiled_128x64",
+        "tiled_128x128",
+        "staged_16x64",
+        "staged_64x64",
+    ),
+    *("tf32_16x64", "tf32_64x64", "tf32_128x128", "tiled_16x64:8", "tiled_64x64:3", "tiled_64x64:3:workspace"),
+]
+
+
+@pytest.mark.parametrize("size", [(7, 200, 136), (7, 33, 41), (130, 264, 72)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_each_forward_kernel_by_its_name(monkeypatch, kernel, dtype, size):
+    args = random_arguments(*size, dtype=dtype, device="cuda")
+    expected = eager_cell(*args.map(torch.Tensor.double))
+    monkeypatch.setenv("RNN_EXT_KERNEL", kernel)
+    tf32 = kernel.startswith("tf32")
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        output = rnn_cell(*args)
+        assert len(device_work(lambda: rnn_cell(*args))) == 1
+        assert all(torch.equal(output, rnn_cell(*args)) for _ in range(20))
+    except ValueError as refusal:
+        pytest.skip(str(refusal))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    # tf32 keeps 11 significant bits of each operand, and a few hundred products of about 1/16 add up.
+    tolerance = {"rtol": 1e-3, "atol": 5e-3} if tf32 else {}
+    torch.testing.assert_close(output, expected.to(dtype), **tolerance)
+
+
+def test_launches_that_overlap_do_not_share_counters(monkeypatch):
+    """Blocks that share a tile through global memory count themselves: on two streams, and in a graph beside both."""
+    monkeypatch.setenv("RNN_EXT_KERNEL", "tiled_64x64:8:workspace")
+    args = [random_arguments(64, 512, 512, dtype=torch.float32, device="cuda") for _ in range(3)]
+    expected = [rnn_cell(*a) for a in args]
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=streams[2]):
+        captured = [rnn_cell(*args[2]) for _ in range(50)]
+    torch.cuda.synchronize()
+    outputs: list[list[Tensor]] = [[], []]
+    with torch.cuda.stream(streams[2]):
+        graph.replay()
+    for _ in range(50):
+        for i in range(2):
+            with torch.cuda.stream(streams[i]):
+                outputs[i].append(rnn_cell(*args[i]))
+    torch.cuda.synchronize()
+    assert all(torch.equal(o, expected[i]) for i in range(2) for o in outputs[i])
+    assert all(torch.equal(o, expected[2]) for o in captured)
+
+
 def test_neither_direction_waits_for_the_gpu():
     args = random_arguments(64, 33, 65, dtype=torch.float32, device="cuda").leaves()
     grad_output = torch.ones(64, 65, device="cuda")

@@ -55,22 +55,25 @@ def test_kernels(part: str, variant: build.Variant) -> None:
 # fault: (tests to run, {build: what its report must say}). The plain build says which element is wrong or what was
 # misused; a sanitizer must name the kernel's file and line.
 WRONG = r"FAIL .* expected"
-IN_TILE = r"tile\.cuh:\d+"
 IN_BACKWARD = r"backward_tiled\.cuh:\d+"
 IN_GEMV = r"backward_gemv\.cuh:\d+"
+IN_FORWARD_GEMV = r"forward_gemv\.cuh:\d+"
+IN_TILED = r"forward_tiled\.cuh:\d+"
 IN_OPERAND = r"operand\.cuh:\d+"
 IN_WGMMA = r"forward_wgmma\.cuh:\d+"
 FAULTS = {
-    "no_barrier_before_fill": ("forward_tiled_small", {"plain": WRONG, "tsan": IN_TILE}),
-    "no_barrier_after_fill": ("forward_tiled_small", {"plain": WRONG, "tsan": IN_TILE}),
-    "divergent_barrier": ("forward_tiled_small", {"plain": r"tile\.cuh:\d+: __syncthreads while other threads"}),
-    "shared_index_out_of_range": ("forward_tiled_small", {"plain": WRONG, "asan": IN_TILE}),
-    "wrong_fragment_row": ("forward_tiled_small", {"plain": WRONG}),
-    "accumulator_not_cleared": ("forward_tiled_small", {"plain": WRONG}),
-    "no_store_row_bound": ("forward_tiled_small", {"asan": r"tile\.cuh:\d+|forward\.cuh:\d+"}),
-    "no_store_column_bound": ("forward_tiled_small", {"asan": r"tile\.cuh:\d+|forward\.cuh:\d+"}),
-    "shared_memory_too_small": ("forward_tiled_small", {"plain": r"forward\.cuh:\d+: the kernel uses \d+ bytes"}),
-    "half_of_k_forgotten": ("forward_tiled_small", {"plain": WRONG}),
+    "no_gemv_row_bound": ("forward_gemv", {"asan": IN_FORWARD_GEMV}),
+    "no_gemv_k_bound": ("forward_gemv", {"plain": WRONG, "asan": IN_FORWARD_GEMV}),
+    "no_gemv_barrier": ("forward_gemv", {"plain": WRONG, "tsan": IN_FORWARD_GEMV}),
+    "shared_memory_too_small": ("forward_tiled_16x64", {"plain": IN_TILED + ": the kernel uses [0-9]+ bytes"}),
+    "half_of_k_forgotten": ("forward_tiled_16x64", {"plain": WRONG}),
+    "no_output_row_bound": ("forward_tiled_16x64", {"asan": IN_TILED}),
+    "no_output_column_bound": ("forward_tiled_16x64", {"asan": IN_TILED}),
+    "misaligned_vector_store": ("forward_tiled_16x64", {"asan": IN_TILED}),
+    "no_cluster_sync": ("forward_tiled_16x64", {"plain": WRONG, "tsan": IN_TILED}),
+    "no_cluster_exit_sync": ("forward_tiled_16x64", {"plain": "has returned", "tsan": IN_TILED}),
+    "counter_not_reset": ("forward_tiled_16x64", {"plain": "a counter is not left at zero"}),
+    "every_block_adds_up": ("forward_tiled_16x64", {"tsan": IN_TILED}),
     "backward_no_barrier_between_tiles": (
         "backward_tiled_mid",
         {"plain": WRONG, "tsan": r"(engine|operand|mainloop|traffic)\.\w+:\d+"},
@@ -233,7 +236,24 @@ needs_nvcc = pytest.mark.skipif(cubin.why_not() is not None, reason=cubin.why_no
 
 # Instructions that the code of an architecture must contain, in some kernel of the file.
 REQUIRED = {
-    "forward.cu": {"sm_75": ["FFMA", "DFMA", r"BAR\.SYNC"]},
+    "forward_gemv_float.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"SHFL\.BFLY"]},
+    "forward_gemv_double.cu": {"sm_75": [r"LDG\.E\.128", "DFMA", r"SHFL\.BFLY"]},
+    "forward_gemv_half.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"MUFU\.TANH"]},
+    "forward_gemv_bfloat16.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"MUFU\.TANH"]},
+    "forward_tiled_float.cu": {
+        "sm_75": ["FFMA", r"LDS(\.U)?\.128", r"STG\.E\.128", r"ATOMG?\.E\.INC\.STRONG\.GPU"],
+        "sm_80": [r"LDGSTS\.E ", r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.1688\.F32\.TF32"],
+        "sm_90a": [r"UCGABAR_ARV", r"LD\.E\.128"],
+    },
+    "forward_tiled_double.cu": {"sm_75": ["DFMA"], "sm_80": ["DMMA", r"LDGSTS\.E\.BYPASS\.128"]},
+    "forward_tiled_half.cu": {
+        "sm_75": [r"LDSM\.16\.M88\.4", r"HMMA\.(1688|16816)\.F32", r"MUFU\.TANH"],
+        "sm_80": [r"HMMA\.16816\.F32", r"LDGSTS\.E\.BYPASS\.128"],
+    },
+    "forward_tiled_bfloat16.cu": {
+        "sm_75": ["FFMA", r"MUFU\.TANH"],
+        "sm_80": [r"HMMA\.16816\.F32\.BF16", r"LDSM\.16\.M88\.4", r"LDGSTS\.E\.BYPASS\.128"],
+    },
     "backward_tiled_float.cu": {
         "sm_75": ["FFMA", r"LDG\.E\.128", r"STG\.E\.128", r"LDS(\.U)?\.128"],
         "sm_80": [r"LDGSTS\.E\.BYPASS\.128"],
@@ -284,7 +304,7 @@ REQUIRED = {
     },
 }
 ARCHS = ["sm_75", "sm_80", "sm_90a"]
-LAUNCHERS = {"backward.cu"}  # no kernels of their own
+LAUNCHERS = {"backward.cu", "forward.cu"}  # no kernels of their own
 
 
 def required(file: str, arch: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,8 @@ import torch
 from torch import nn
 
 import rnn_ext
+import rnn_ext.__main__ as report
+from rnn_ext.__main__ import GPUS
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,3 +111,49 @@ def test_the_package_never_touches_the_gpu_on_import():
     """A CUDA context made on import would break fork-based data loaders."""
     code = "import torch, rnn_ext; assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
+
+
+def explain(*arguments: str, kernel: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rnn_ext", "--explain", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "RNN_EXT_KERNEL": kernel},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_explain_names_the_kernel_and_the_others():
+    done = explain("1", "256", "256", "float32", "--gpu", "h100")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^runs: gemv ", done.stdout, re.MULTILINE)
+    assert "tiled_64x64" in done.stdout and "no GPU has confirmed it" in done.stdout
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_every_gpu_has_a_kernel_for_every_case(gpu, dtype):
+    for case in [(1, 1, 1), (1, 4096, 4096), (17, 33, 35), (64, 1024, 1024), (300, 7, 5001), (4096, 4096, 4096)]:
+        assert "runs: " in report.explain([*map(str, case), dtype], gpu)
+
+
+def test_tf32_is_used_only_where_it_is_allowed():
+    case = ("256", "1024", "1024", "float32", "--gpu", "h100")
+    assert re.search(r"^runs: tiled_", explain(*case).stdout, re.MULTILINE)
+    assert re.search(r"^runs: tf32_", explain(*case, "--tf32").stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "case, kernel, message",
+    [
+        ("9 64 64 float64", "gemv", "it takes batches of up to 8, not 9"),
+        ("64 64 64 float32", "tf32_64x64", "PyTorch's setting for matmul does not allow tf32"),
+        ("64 63 64 float16", "tiled_64x64", "its copies need 16-bit operands with unit stride along K"),
+        ("64 64 64 float32", "tiled_64x64:9", "K can't be split in 9"),
+        ("64 64 64 float32", "cublas", "there is no such kernel; there are gemv, "),
+        ("64 64 64 int32", "", "no kernel computes in"),
+    ],
+)
+def test_a_kernel_that_cannot_take_the_case_is_refused(case, kernel, message):
+    done = explain(*case.split(), kernel=kernel)
+    assert done.returncode == 2 and message in done.stderr, done.stderr

@@ -5,6 +5,7 @@
 // A block's warps may also share out the depth of a slice (kSlices > 1), each group with accumulators for the whole
 // tile: that is how a small tile employs enough threads. The groups' sums are then added in order.
 #pragma once
+#include "dispatch.h"
 #include "operand.cuh"
 
 namespace rnn_ext::cuda {
@@ -320,12 +321,6 @@ class SimtEngine {
 };
 
 // ---- the choice -----------------------------------------------------------------------------------------------------
-
-enum class Math {
-  kTensorCore,  // fp16 from sm_75, bf16 and fp64 from sm_80
-  kTf32,        // fp32 operands, from sm_80
-  kSimt,        // everything
-};
 
 template <typename T, Math kMath, class Shape, Major kMajorA, Major kMajorB>
 struct EngineOf {

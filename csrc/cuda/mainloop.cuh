@@ -6,6 +6,7 @@
 // may take any range of the slices, which is how K is split over blocks.
 #pragma once
 #include "engine.cuh"
+#include "ptx_sm90.cuh"
 
 namespace rnn_ext::cuda {
 
@@ -186,6 +187,49 @@ struct Mainloop {
     constexpr int kPerRow = Shape::BN / kSize;
     for (int e = row_begin * kPerRow + static_cast<int>(threadIdx.x); e < row_end * kPerRow; e += Shape::kThreads) {
       use(e / kPerRow, e % kPerRow * kSize);
+    }
+  }
+
+  // The columns of kSize that a thread has in every row, and what it calls use(row) with: its share of rows
+  // [begin, end), in the tile's coordinates. Together the threads cover the tile once.
+  template <int kSize>
+  static __device__ __forceinline__ int vector_column() {
+    return static_cast<int>(threadIdx.x) % (Shape::BN / kSize) * kSize;
+  }
+  template <int kSize, typename Use>
+  static __device__ __forceinline__ void for_each_row(int begin, int end, Use use) {
+    constexpr int kPerRow = Shape::BN / kSize;
+    static_assert(Shape::kThreads % kPerRow == 0);
+    for (int row = begin + static_cast<int>(threadIdx.x) / kPerRow; row < end; row += Shape::kThreads / kPerRow)
+      use(row);
+  }
+
+  // Adds the sums of all slices into the first one's, in the first `rows` rows.
+  static __device__ __forceinline__ void fold_slices(typename Engine::Sums& s, int rows) {
+    using Read = Vector<Acc, 16>;
+    const int column = vector_column<Read::kSize>();
+    for_each_row<Read::kSize>(0, rows, [&](int row) {
+      Acc sums[Read::kSize] = {};
+      add_sums(s, row, column, sums);
+      Read v;
+#pragma unroll
+      for (int i = 0; i < Read::kSize; ++i) v.v[i] = sums[i];
+      *reinterpret_cast<Read*>(s.sums[0] + row * Engine::Sums::kStride + column) = v;
+    });
+  }
+
+  // As add_sums, of the folded sums of block `rank` of the cluster.
+  template <int kSize>
+  static __device__ __forceinline__ void add_cluster_sums(const typename Engine::Sums& s, int rank, int row, int column,
+                                                          Acc (&sum)[kSize]) {
+    using Read = Vector<Acc, 16>;
+    static_assert(kSize % Read::kSize == 0);
+    const uint32_t from = ptx::cluster_address(s.sums[0] + row * Engine::Sums::kStride + column, rank);
+#pragma unroll
+    for (int i = 0; i < kSize; i += Read::kSize) {
+      const Read v = ptx::ld_cluster<Read>(from + static_cast<uint32_t>(i * sizeof(Acc)));
+#pragma unroll
+      for (int j = 0; j < Read::kSize; ++j) sum[i + j] += v.v[j];
     }
   }
 };

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "../params.h"
-#include "launch.cuh"
+#include "ptx.cuh"
 
 namespace rnn_ext::cuda {
 
@@ -68,6 +68,16 @@ __device__ __forceinline__ double activate(double z, Nonlinearity f) {
   if (f == Nonlinearity::kTanh) return tanh(z);
   if (f == Nonlinearity::kRelu) return z < 0. ? 0. : z;
   return 1. / (1. + exp(-z));
+}
+
+// The same, rounded to T. Where that is 16 bits, tanh and the logistic function, which is (1 + tanh(z / 2)) / 2, may be
+// approximated: one instruction each.
+template <typename T>
+__device__ __forceinline__ T activate(Accumulator<T> z, Nonlinearity f) {
+  if constexpr (sizeof(T) == 2) {
+    if (f == Nonlinearity::kTanh) return narrow<T>(ptx::tanh_approx(z));
+  }
+  return narrow<T>(activate(z, f));
 }
 
 // dz from dh' and the stored h' = f(z); a NaN in h' lets relu's gradient through, as torch's threshold_backward does.

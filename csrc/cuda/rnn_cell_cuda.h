@@ -1,16 +1,25 @@
-// The CUDA launchers: one entry each way, for float, double, __half and __nv_bfloat16. They choose the kernel,
-// launch it on the stream and check the launch. They neither allocate nor synchronise, and they know nothing of torch;
-// where the backward's plan asks for a workspace, the caller brings it.
+// The CUDA launchers: one entry each way, for float, double, __half and __nv_bfloat16. They launch on the stream and
+// check the launch. They neither allocate nor synchronise, and they know nothing of torch; where a plan asks for a
+// workspace, the caller brings it.
 #pragma once
 #include <cuda_runtime_api.h>
 
 #include "../params.h"
 #include "backward_plan.h"
+#include "dispatch.h"
 
 namespace rnn_ext::cuda {
 
+// What plan_forward chooses a kernel for.
 template <typename T>
-cudaError_t rnn_cell_forward(const ForwardParams<T>& p, cudaStream_t stream);
+ForwardCase forward_case(const ForwardParams<T>& p, bool tf32);
+
+// Runs a plan for this very case. `workspace` holds plan.workspace_bytes, aligned to 16; `counters` kMaxCounters that
+// are zero, and are zero again afterwards. Both are of this launch alone while it runs, and null where there is no
+// workspace_bytes.
+template <typename T>
+cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
+                             cudaStream_t stream);
 
 // `workspace`: plan.workspace_bytes, 16-byte aligned, uninitialised, and this call's alone until its kernels have run.
 template <typename T>

@@ -170,10 +170,15 @@ def wrappers_program(variant: Variant) -> Path:
     return build_program("test_wrappers", variant, [HERE / "test_wrappers.cpp"])
 
 
+def kernel_sources() -> list[Path]:
+    """The kernels and their launchers."""
+    return sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cpp")])
+
+
 def kernels_program(variant: Variant) -> Path:
     """The tests of the project's kernels."""
     tests = [HERE / f"test_{part}.cpp" for part in ("kernels", "mainloop", "backward_plan")]
-    sources = [*tests, *sorted(KERNELS.glob("*.cu"))]
+    sources = [*tests, *kernel_sources()]
     return build_program("test_kernels", variant, sources)
 
 
@@ -187,7 +192,7 @@ def torch_operators() -> Path:
     # Another torch may stand at the same place: its version makes the object another one.
     torch_flags += ["-O1", "-std=c++20", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f"-DTORCH_VERSION_IS={torch.__version__}"]
     objects = build_runtime(PLAIN)
-    objects += [build_object(f, kernel_flags(PLAIN)) for f in sorted(KERNELS.glob("*.cu"))]
+    objects += [build_object(f, kernel_flags(PLAIN)) for f in kernel_sources()]
     objects += [build_object(HERE / "torch_ops.cpp", torch_flags)]
     key = hashlib.sha256("\0".join(o.name for o in objects).encode()).hexdigest()[:20]
     output = CACHE / f"torch_ops.{key}.so"

@@ -8,18 +8,20 @@ namespace emu {
 
 // clang-format off: a line a fault, so that adding one touches no other
 #define EMU_FAULTS(fault) \
-  /* tile.cuh */ \
-  fault(no_barrier_before_fill) \
-  fault(no_barrier_after_fill) \
-  fault(divergent_barrier) \
-  fault(shared_index_out_of_range) \
-  fault(wrong_fragment_row) \
-  fault(accumulator_not_cleared) \
-  fault(no_store_row_bound) \
-  fault(no_store_column_bound) \
-  /* forward.cuh */ \
+  /* forward_gemv.cuh */ \
+  fault(no_gemv_row_bound) \
+  fault(no_gemv_k_bound) \
+  fault(no_gemv_barrier) \
+  /* forward_tiled.cuh */ \
   fault(shared_memory_too_small) \
   fault(half_of_k_forgotten) \
+  fault(no_output_row_bound) \
+  fault(no_output_column_bound) \
+  fault(misaligned_vector_store) \
+  fault(no_cluster_sync) \
+  fault(no_cluster_exit_sync) \
+  fault(counter_not_reset) \
+  fault(every_block_adds_up) \
   /* backward_tiled.cuh */ \
   fault(backward_no_barrier_between_tiles) \
   fault(backward_no_store_row_bound) \

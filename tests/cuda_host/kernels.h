@@ -8,7 +8,30 @@
 #include "forward_wgmma.h"
 #include "rnn_cell_cuda.h"
 
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
 namespace rnn_ext::cuda {
+
+// As ops_cuda.cpp does it: a workspace that holds anything, counters that are zero and must be so again.
+template <typename T>
+cudaError_t launch_plan(const ForwardParams<T>& p, const ForwardPlan& plan) {
+  std::unique_ptr<unsigned char[]> workspace(new unsigned char[plan.workspace_bytes]);
+  std::fill_n(workspace.get(), plan.workspace_bytes, 0xff);  // NaN
+  std::vector<uint32_t> counters(kMaxCounters);
+  const cudaError_t e = rnn_cell_forward(p, plan, workspace.get(), counters.data(), nullptr);
+  for (const uint32_t counter : counters) {
+    if (counter != 0) throw std::logic_error("FAIL a counter is not left at zero, as expected");
+  }
+  return e;
+}
+
+// The kernel that would run on a GPU of this compute capability.
+template <typename T, int kComputeCapability>
+cudaError_t launch_forward(const ForwardParams<T>& p, cudaStream_t) {
+  return launch_plan(p, plan_forward(forward_case(p, /*tf32=*/false), {kComputeCapability}, nullptr));
+}
 
 template <typename T>
 struct ForwardKernel {
@@ -19,9 +42,9 @@ struct ForwardKernel {
 };
 template <typename T>
 constexpr ForwardKernel<T> kForwardKernels[] = {
-    {"forward_as_launched", &rnn_cell_forward<T>},
-    {"forward_tiled_small", &launch_forward_tiled<T, SmallTile>},
-    {"forward_tiled_large", &launch_forward_tiled<T, LargeTile>},
+    {"forward_as_launched", &launch_forward<T, 90>},
+    {"forward_as_launched_sm_80", &launch_forward<T, 80>},
+    {"forward_as_launched_sm_75", &launch_forward<T, 75>},
     {"forward_wgmma_64", &launch_forward_wgmma<T, 64>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 64>},
     {"forward_wgmma_128", &launch_forward_wgmma<T, 128>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 128>},
     {"forward_wgmma_256", &launch_forward_wgmma<T, 256>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 256>},

@@ -1,7 +1,9 @@
 // Every CUDA kernel of the project against a float64 loop, on the host runtime: ragged, strided and misaligned shapes
 // in buffers of exact size, with NaN in every gap between their rows, so that a read outside the matrix shows up.
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <cstring>
 #include <memory>
 #include <string>
 
@@ -49,6 +51,8 @@ struct Dtype<__nv_bfloat16> {
 
 template <typename T>
 constexpr bool is_16_bit = sizeof(T) == 2;
+template <typename T>
+constexpr bool is_bfloat16 = std::is_same<T, __nv_bfloat16>::value;
 template <typename T>
 constexpr double accumulator_unit = is_16_bit<T> ? Dtype<float>::unit : Dtype<T>::unit;
 
@@ -195,8 +199,10 @@ void compare(const char* kernel, const char* what, const Case& c, int seed, cons
   }
 }
 
-template <typename T>
-void test_forward(const ForwardKernel<T>& kernel, const Case& c) {
+// launch(params) runs the kernel. `product_unit` is the relative error of a product beyond rounding: of operands that
+// the kernel rounds.
+template <typename T, typename Launch>
+void test_forward(const char* name, const Case& c, Launch launch, double product_unit = 0) {
   check::Random random(static_cast<uint32_t>(c.batch * 7 + c.input_size * 3 + c.hidden_size));
   const int64_t B = c.batch, I = c.input_size, H = c.hidden_size;
   const Operand<T> x(B, I, c.layout, random), h(B, H, c.layout, random), W(H, I, c.layout, random),
@@ -213,10 +219,12 @@ void test_forward(const ForwardKernel<T>& kernel, const Case& c) {
         z.add(b_ih(0, n));
         z.add(b_hh(0, n));
       }
+      const double rounded_operands = product_unit * z.magnitude / accumulator_unit<T> / (z.terms + 4);
       // No f is steeper than 1, so the error of z bounds that of f(z), but for f's own: a few units in the last place,
       // and 2^-10.98 where a 16-bit output lets the kernel use tanh.approx.
       z.value = activate_reference(z.value, c.nonlinearity);
       z.magnitude += is_16_bit<T> ? std::fabs(z.value) * 0x1p-10 / accumulator_unit<T> / (z.terms + 4) : 1;
+      z.magnitude += rounded_operands;
     }
   }
 
@@ -230,12 +238,18 @@ void test_forward(const ForwardKernel<T>& kernel, const Case& c) {
   p.output = output.data();
   p.batch = B, p.input_size = I, p.hidden_size = H;
   p.nonlinearity = c.nonlinearity;
-  if (kernel.takes != nullptr) CHECK(kernel.takes(p));
+  std::vector<T> first;
   check::for_each_seed([&](int seed) {
-    if (kernel.takes != nullptr) emu::options.multiprocessors = 2 + seed % 2;  // several tiles a block
     output.clear();
-    CHECK(kernel.launch(p, nullptr) == cudaSuccess);
-    compare(kernel.name, "output", c, seed, output, expected);
+    CHECK(launch(p) == cudaSuccess);
+    compare(name, "output", c, seed, output, expected);
+    if (seed == 0) first.assign(output.data(), output.data() + output.size());
+    for (int64_t i = 0; i < output.size(); ++i) {
+      if (std::memcmp(&first[i], output.data() + i, sizeof(T)) == 0) continue;
+      check::report("%s<%s>, %s, seed %d: output[%d] is %.9g, expected %.9g as under seed 0", name, Dtype<T>::name,
+                    c.name().c_str(), seed, int(i), output[i], Dtype<T>::to(first[i]));
+      break;
+    }
   });
 }
 
@@ -365,15 +379,15 @@ std::vector<Case> aligned_cases() {
 template <typename T>
 void test_all_forward(size_t index) {
   const ForwardKernel<T>& kernel = kForwardKernels<T>[index];
-  if (kernel.takes != nullptr) {
-    for (const Case& c : aligned_cases()) {
-      if (kernel.computes) test_forward(kernel, c);
+  const auto launch = [&](const ForwardParams<T>& p) {
+    if (kernel.takes != nullptr) {
+      CHECK(kernel.takes(p));
+      emu::options.multiprocessors = 2 + emu::options.seed % 2;  // several tiles a block
     }
-    return;
-  }
-  for (const Case& c : cases()) {
-    // The launchers of single kernels leave empty outputs to rnn_cell_forward.
-    if (c.batch > 0 || kernel.launch == &rnn_cell_forward<T>) test_forward(kernel, c);
+    return kernel.launch(p, nullptr);
+  };
+  for (const Case& c : kernel.takes != nullptr ? aligned_cases() : cases()) {
+    if (kernel.computes) test_forward<T>(kernel.name, c, launch);
   }
 }
 
@@ -482,6 +496,87 @@ void test_all_backward(size_t index) {
     for (const BackwardCase& b : kSmallBatchBackward) test_backward(kernel, b.c, b.wanted);
   }
 }
+
+// ---- each kernel of dispatch.h by its name --------------------------------------------------------------------------
+
+template <typename T>
+void test_forced(const Case& c, const std::string& forced, int compute_capability, bool tf32 = false) {
+  const auto launch = [&](const ForwardParams<T>& p) {
+    return launch_plan(p, plan_forward(forward_case(p, tf32), {compute_capability}, forced.c_str()));
+  };
+  test_forward<T>(forced.c_str(), c, launch, tf32 ? 0x1p-10 : 0);  // each operand to 11 significant bits
+}
+
+// Batches up to each size that is compiled, K around whole rounds of loads and vectors, aligned and not, and few enough
+// rows that all warps of a block share one, or enough that each has its own.
+template <typename T>
+void test_gemv() {
+  constexpr Nonlinearity kTanh = Nonlinearity::kTanh, kRelu = Nonlinearity::kRelu;
+  const Case all[] = {
+      {1, 1, 1, Layout::kContiguous, kTanh, true, true},      {1, 2100, 8, Layout::kContiguous, kRelu, true, true},
+      {1, 300, 40, Layout::kMisaligned, kTanh, true, false},  {2, 520, 48, Layout::kContiguous, kTanh, true, true},
+      {3, 72, 24, Layout::kContiguous, kRelu, false, true},   {4, 1048, 16, Layout::kContiguous, kTanh, true, true},
+      {4, 33, 35, Layout::kTransposed, kRelu, true, true},    {7, 64, 88, Layout::kContiguous, kTanh, true, false},
+      {8, 600, 24, Layout::kContiguous, kTanh, true, true},   {8, 50, 21, Layout::kEverySecond, kTanh, true, true},
+      {13, 264, 16, Layout::kContiguous, kRelu, true, true},  {16, 41, 37, Layout::kPaddedRows, kTanh, true, true},
+      {2, 7, 1100, Layout::kContiguous, kTanh, false, false}, {5, 0, 24, Layout::kContiguous, kTanh, true, true},
+  };
+  for (const Case& c : all) {
+    if (c.batch <= gemv_max_batch(kDtype<T>)) test_forced<T>(c, "gemv", 90);
+  }
+}
+
+// Around the row's own tile and slice, with every way to split K. What goes by cp.async in 16 bits must be 4-byte
+// aligned; the others take any layout.
+template <typename T>
+void test_tiled(const TiledKernel& k) {
+  if (!k.takes(kDtype<T>)) return;
+  const bool only_aligned = k.fill == Fill::kAsync && is_16_bit<T>, tf32 = k.math == Math::kTf32;
+  const auto layout = [&](Layout any) { return only_aligned ? Layout::kContiguous : any; };
+  const Case rough = {k.bm - 3, k.bk + 6, k.bn + 4, layout(Layout::kMisaligned), Nonlinearity::kTanh, true, true},
+             smooth = {k.bm + 2, 2 * k.bk + 8, k.bn - 8, Layout::kContiguous, Nonlinearity::kRelu, true, false},
+             small = {5, 2 * k.bk + 4, 12, layout(Layout::kTransposed), Nonlinearity::kSigmoid, true, true},
+             deep = {9, 8 * k.bk, 16, layout(Layout::kPaddedRows), Nonlinearity::kTanh, false, true},
+             tiny = {1, 2, 2, layout(Layout::kEverySecond), Nonlinearity::kRelu, true, true};
+  const std::string name = k.name;
+  // bfloat16 has no tensor cores on sm_75, where another row of the same name serves it.
+  const bool turing = k.first_sm <= 75 && !(is_bfloat16<T> && k.math == Math::kTensorCore);
+  const int before_clusters = turing ? 75 : 80;
+  test_forced<T>(rough, name, before_clusters, tf32);
+  test_forced<T>(small, name + ":3", before_clusters, tf32);
+  test_forced<T>(smooth, name + ":2", before_clusters, tf32);
+  test_forced<T>(tiny, name, before_clusters, tf32);
+  if (k.last_sm < 90) return;
+  test_forced<T>(smooth, name + ":4", 90, tf32);
+  test_forced<T>(small, name + ":3", 90, tf32);
+  test_forced<T>(deep, name + ":8", 90, tf32);
+}
+
+const bool registered_by_name = [] {
+  check::tests().push_back({"forward_gemv", [] {
+                              test_gemv<float>();
+                              test_gemv<double>();
+                              test_gemv<__half>();
+                              test_gemv<__nv_bfloat16>();
+                            }});
+  static std::vector<std::string> names;  // for check::Test, which keeps a pointer
+  for (const TiledKernel& k : kTiledKernels) {
+    const std::string name = std::string("forward_") + k.name;
+    if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
+  }
+  for (const std::string& name : names) {
+    check::tests().push_back({name.c_str(), [&name] {
+                                for (const TiledKernel& k : kTiledKernels) {
+                                  if (std::string("forward_") + k.name != name) continue;
+                                  test_tiled<float>(k);
+                                  test_tiled<double>(k);
+                                  test_tiled<__half>(k);
+                                  test_tiled<__nv_bfloat16>(k);
+                                }
+                              }});
+  }
+  return true;
+}();
 
 // One test a kernel of the table, over all dtypes.
 const bool registered = [] {
