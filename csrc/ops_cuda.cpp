@@ -9,11 +9,13 @@
 #include <cuda_fp16.h>
 #include <torch/library.h>
 
+#include <array>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <stdexcept>
-#include <tuple>
+#include <string>
+#include <utility>
 
 #include "cuda/rnn_cell_cuda.h"
 #include "ops.h"
@@ -83,47 +85,20 @@ cuda::ForwardPlan plan_forward(const cuda::ForwardCase& c, int device) {
   return entry.plan;
 }
 
-// Counters for the blocks that share a tile through global memory. They are zero between launches, and launches that
-// may overlap have different ones: those of one stream follow each other, but a captured graph may run beside the
-// stream that it was captured on, and branches of a graph beside each other. (A graph never overlaps itself: it has but
-// one output.) So there is a set for each stream and for each stream of each capture: 1 KiB, never given back.
-uint32_t* counters_of(int device, cudaStream_t stream) {
-  using Key = std::tuple<int, unsigned long long, unsigned long long>;
-  struct Chunk {
-    uint32_t* next = nullptr;
-    int left = 0;
-  };
+// Counters for the blocks that share a tile through global memory. They are zero between launches, so those of one
+// stream, which follow each other, share a set. A captured graph may run beside the stream that it was captured on, and
+// gets its own, which a node of the graph clears.
+Tensor counters_of(int device, cudaStream_t stream) {
+  const auto zeros = [&] { return at::zeros({cuda::kMaxCounters}, at::device({at::kCUDA, device}).dtype(at::kInt)); };
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) return zeros();
+  using Key = std::pair<int, unsigned long long>;
   static std::mutex mutex;
-  static std::map<Key, uint32_t*> sets;
-  static std::map<int, Chunk> chunks;
-  constexpr int kSetsPerChunk = 64;
-
-  unsigned long long id = 0, capture = 0;
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  static auto& sets = *new std::map<Key, Tensor>;  // never destroyed: CUDA may be gone before it
+  unsigned long long id = 0;
   C10_CUDA_CHECK(cudaStreamGetId(stream, &id));
-  C10_CUDA_CHECK(cudaStreamGetCaptureInfo(stream, &status, &capture));
-  if (status == cudaStreamCaptureStatusNone) capture = 0;
-
   const std::lock_guard<std::mutex> lock(mutex);
-  uint32_t*& set = sets[{device, id, capture}];
-  if (set != nullptr) return set;
-  Chunk& chunk = chunks[device];
-  if (chunk.left == 0) {
-    // Outside of any capture, and done on return: whichever stream comes next finds zeros.
-    const c10::cuda::CUDAStreamCaptureModeGuard relaxed(cudaStreamCaptureModeRelaxed);
-    constexpr size_t kBytes = sizeof(uint32_t) * cuda::kMaxCounters * kSetsPerChunk;
-    uint32_t* memory = nullptr;
-    cudaStream_t side = nullptr;
-    C10_CUDA_CHECK(cudaMalloc(&memory, kBytes));
-    C10_CUDA_CHECK(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking));
-    C10_CUDA_CHECK(cudaMemsetAsync(memory, 0, kBytes, side));
-    C10_CUDA_CHECK(cudaStreamSynchronize(side));
-    C10_CUDA_CHECK(cudaStreamDestroy(side));
-    chunk = {memory, kSetsPerChunk};
-  }
-  set = chunk.next;
-  chunk.next += cuda::kMaxCounters;
-  --chunk.left;
+  Tensor& set = sets[{device, id}];
+  if (!set.defined()) set = zeros();
   return set;
 }
 
@@ -143,13 +118,13 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
     const bool tf32 = std::is_same<T, float>::value && allows_tf32();
     const auto plan = plan_forward(cuda::forward_case(p, tf32), device);
     const auto stream = c10::cuda::getCurrentCUDAStream();
-    Tensor workspace;
-    uint32_t* counters = nullptr;
+    Tensor workspace, counters;
     if (plan.workspace_bytes > 0) {
       workspace = at::empty({plan.workspace_bytes}, input.options().dtype(at::kByte));
       counters = counters_of(device, stream);
     }
-    C10_CUDA_CHECK(cuda::rnn_cell_forward(p, plan, as_pointer<void>(workspace), counters, stream));
+    C10_CUDA_CHECK(
+        cuda::rnn_cell_forward(p, plan, as_pointer<void>(workspace), as_pointer<uint32_t>(counters), stream));
   });
   return output;
 }

@@ -264,7 +264,10 @@ REQUIRED = {
         "sm_80": [r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.16816\.F32 "],
     },
     "backward_tiled_bfloat16.cu": {"sm_80": [r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.16816\.F32\.BF16"]},
-    "backward_gemv.cu": {"sm_75": [r"LDG\.E\.128", r"STG\.E\.128", r"LDS(\.U)?\.128"]},
+    **{
+        f"backward_gemv_{dtype}.cu": {"sm_75": [r"LDG\.E\.128", r"STG\.E\.128", r"LDS(\.U)?\.128"]}
+        for dtype in ("float", "double", "half", "bfloat16")
+    },
     "forward_wgmma.cu": {
         "sm_90a": [
             r"UTMALDG\.2D ",
@@ -368,7 +371,7 @@ def test_serialised_wgmma_is_refused(tmp_path: Path) -> None:
 
 NONLINEARITIES = [torch.tanh, torch.relu, torch.sigmoid]  # in the order of csrc/params.h
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-KERNELS = re.findall(r'\{"(\w+)",', (build.HERE / "kernels.h").read_text())
+KERNELS = re.findall(r'\{"((?:forward|backward)_\w+)",', (build.HERE / "kernels.h").read_text())
 FORWARD = [name for name in KERNELS if name.startswith("forward")]
 BACKWARD = [name for name in KERNELS if name.startswith("backward")]
 # What they take is theirs to say: the tests give them rows of a multiple of 16 bytes, and dtypes that all of them have.

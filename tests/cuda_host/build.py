@@ -209,6 +209,17 @@ def _without_address_randomisation() -> list[str]:
     return ["setarch", platform.machine(), "-R"] if shutil.which("setarch") else []
 
 
+def _with_lines(report: str) -> str:
+    """A sanitizer's report, with the source lines of those frames for which it found none: `#0 ... (program+0x123)`."""
+
+    def line_of(frame: re.Match[str]) -> str:
+        command = ["addr2line", "-e", frame[1], frame[2]]
+        done = subprocess.run(command, capture_output=True, text=True)
+        return f"{frame[0]} {done.stdout.strip()}"
+
+    return re.sub(r"\((/\S+)\+(0x[0-9a-f]+)\)$", line_of, report, flags=re.MULTILINE)
+
+
 def run(program: Path, variant: Variant, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Runs a program; stdout and stderr come back in one text."""
     environment = {**os.environ, **dict(variant.environment)}
@@ -227,4 +238,5 @@ def run(program: Path, variant: Variant, *arguments: str, timeout: float = 300) 
     done = start([])
     if "unexpected memory mapping" in done.stdout and _without_address_randomisation():
         done = start(_without_address_randomisation())
+    done.stdout = _with_lines(done.stdout)
     return done

@@ -392,8 +392,8 @@ void test_all_forward(size_t index) {
 }
 
 // The largest error of x Wᵀ that a kernel makes with B = H = 64, as a part of Σ |x| |w|.
-template <typename Scale>
-double error_of_product(const ForwardKernel<float>& kernel, int depth, Scale scale) {
+template <typename Launch, typename Scale>
+double error_of_product(Launch launch, int depth, Scale scale) {
   constexpr int kSize = 64;
   check::Random random(static_cast<uint32_t>(depth));
   std::vector<float> x(kSize * depth), W(kSize * depth), output(kSize * kSize);
@@ -409,7 +409,7 @@ double error_of_product(const ForwardKernel<float>& kernel, int depth, Scale sca
   p.output = output.data();
   p.batch = p.hidden_size = kSize, p.input_size = depth;
   p.nonlinearity = Nonlinearity::kRelu;  // leaves half of the sums as they are
-  CHECK(kernel.launch(p, nullptr) == cudaSuccess);
+  CHECK(launch(p) == cudaSuccess);
   double largest = 0;
   for (int i = 0; i < kSize * kSize; ++i) {
     double sum = 0, magnitude = 0;
@@ -422,19 +422,15 @@ double error_of_product(const ForwardKernel<float>& kernel, int depth, Scale sca
   return largest;
 }
 
-ForwardKernel<float> float_kernel(const std::string& name) {
-  for (const ForwardKernel<float>& kernel : kForwardKernels<float>) {
-    if (name == kernel.name) return kernel;
-  }
-  throw std::runtime_error("no kernel " + name);
-}
-
 // Three tf32 products stand in for fp32 where their error is at most twice that of sums in fp32, one after the other.
 // The tensor cores' own rounding is modelled as truncation of each sum of eight products.
 [[maybe_unused]] void test_split_products() {
-  const auto expect_error = [](const char* data, int depth, double factor, const auto& scale) {
-    const double fp32 = error_of_product(float_kernel("forward_tiled_large"), depth, scale);
-    const double error = error_of_product(float_kernel("forward_wgmma_128"), depth, scale);
+  const auto in_fp32 = [](const ForwardParams<float>& p) {
+    return launch_plan(p, plan_forward(forward_case(p, /*tf32=*/false), {}, "tiled_128x128"));
+  };
+  const auto split = [](const ForwardParams<float>& p) { return launch_forward_wgmma<float, 128>(p, nullptr); };
+  const auto expect_error = [&](const char* data, int depth, double factor, const auto& scale) {
+    const double fp32 = error_of_product(in_fp32, depth, scale), error = error_of_product(split, depth, scale);
     if (!(error <= factor * fp32)) {
       check::report("K=%d, %s numbers: an error of %g, expected at most %g times fp32's %g", depth, data, error, factor,
                     fp32);
@@ -471,13 +467,15 @@ void test_split_infinities() {
   p.output = output.data();
   p.batch = kRows, p.input_size = p.hidden_size = kSize;
   p.nonlinearity = Nonlinearity::kRelu;
-  for (const char* name : {"forward_wgmma_64", "forward_wgmma_128"}) {
-    CHECK(float_kernel(name).launch(p, nullptr) == cudaSuccess);
+  for (const int columns : {64, 128}) {
+    CHECK((columns == 64 ? launch_forward_wgmma<float, 64> : launch_forward_wgmma<float, 128>)(p, nullptr) ==
+          cudaSuccess);
     const float expected[kRows] = {kInfinity, 0, kMax * 0x1p-20f, kNan, 8 * 0x1p-20f};
     for (int i = 0; i < kRows * kSize; ++i) {
       const float want = expected[i / kSize];
       if (!(output[i] == want || (std::isnan(want) && std::isnan(output[i])))) {
-        check::report("%s: with %g, output is %g, expected %g", name, special[i / kSize], output[i], want);
+        check::report("tiles of %d columns: with %g, output is %g, expected %g", columns, special[i / kSize], output[i],
+                      want);
       }
     }
   }

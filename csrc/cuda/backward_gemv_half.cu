@@ -1,0 +1,3 @@
+#include "backward_gemv.cuh"
+
+template cudaError_t rnn_ext::cuda::launch_backward_gemv(const BackwardParams<__half>&, cudaStream_t);
