@@ -82,7 +82,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 sources = [f for f in sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp")) if f != "csrc/ops_cuda.cpp"]
 sources.append("csrc/cuda/dispatch.cpp")  # which kernel runs when, also told where there is no CUDA
 macros = [("RNN_EXT_CUDA_ARCHS", f'"{archs}"'), ("NDEBUG", None)]
-cxx_flags = ["-O3", "-fvisibility=hidden", "-Wall"]
+cxx_flags = ["-O3", "-fvisibility=hidden", "-Wall", "-fopenmp"]  # without OpenMP, at::parallel_for has one thread
 nvcc_flags = ["-O3", "-lineinfo"]
 if toolkit is not None:
     sources += ["csrc/ops_cuda.cpp", *sorted(glob.glob("csrc/cuda/*.cu"))]
@@ -96,6 +96,7 @@ extension = (CUDAExtension if toolkit else CppExtension)(
     depends=glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True),
     define_macros=macros,
     extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags} if toolkit else cxx_flags,
+    extra_link_args=["-fopenmp"],  # torch has loaded a library of that name, and it is that one
 )
 
 if any(command.startswith(("build", "install", "develop", "bdist", "editable")) for command in sys.argv[1:]):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -36,6 +38,22 @@ def test_eight_threads_at_once_each_get_their_own_results(device):
         for results, wanted in zip(pool.map(work, inputs), expected, strict=True):
             for result in results:
                 assert all(torch.equal(a, b) for a, b in zip(result, wanted, strict=True))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_a_cell_that_is_worth_it_uses_as_many_threads_as_torch_has():
+    """Built without OpenMP, at::parallel_for runs in one thread and says nothing."""
+    count = (
+        "import os, torch, rnn_ext\n"
+        "torch.set_num_threads(4)\n"
+        "cell, x = rnn_ext.RNNCell(100, 120), torch.randn(64, 100)\n"
+        "threads = lambda: len(os.listdir('/proc/self/task'))\n"
+        "before = threads()\n"
+        "cell(x)\n"
+        "print(threads() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 3
 
 
 class Batches(Dataset):
