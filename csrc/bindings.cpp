@@ -36,23 +36,40 @@ OptTensor as_optional(const py::handle& object) {
   return object.is_none() ? std::nullopt : OptTensor(as_tensor(object));
 }
 
-// The fused cell; None where the fused kernels don't take these arguments.
-py::object rnn_cell(const py::handle& input, const py::handle& hx, const py::handle& weight_ih,
-                    const py::handle& weight_hh, const py::handle& bias_ih, const py::handle& bias_hh,
-                    const py::handle& nonlinearity) {
+// Whether a call is so short that to let other Python threads run meanwhile would take longer: a tenth of the smallest.
+bool is_short(const Tensor& input, const Tensor& weight_ih, const Tensor& weight_hh) {
+  constexpr int64_t kMultiplyAdds = 1 << 17;
+  return input.is_cpu() &&
+         (input.dim() == 2 ? input.size(0) : 1) * (weight_ih.numel() + weight_hh.numel()) < kMultiplyAdds;
+}
+
+// The fused cell; None where the fused kernels don't take these arguments. pybind11's way in costs as much as a small
+// cell's arithmetic.
+PyObject* rnn_cell(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 7, "rnn_cell takes 7 arguments, but got ", count);
+  const py::handle input = arguments[0], hx = arguments[1], weight_ih = arguments[2], weight_hh = arguments[3],
+                   bias_ih = arguments[4], bias_hh = arguments[5];
   if (!is_exact_tensor(input) || !is_exact_tensor(weight_ih) || !is_exact_tensor(weight_hh) || !is_exact_or_none(hx) ||
       !is_exact_or_none(bias_ih) || !is_exact_or_none(bias_hh)) {
-    return py::none();
+    Py_RETURN_NONE;
   }
-  const auto name = as_name(nonlinearity);
+  const auto name = as_name(arguments[6]);
   OptTensor output;
   {
-    const py::gil_scoped_release no_gil;
+    std::optional<py::gil_scoped_release> no_gil;
+    if (!is_short(as_tensor(input), as_tensor(weight_ih), as_tensor(weight_hh))) no_gil.emplace();
     output = rnn_cell_eager(as_tensor(input), as_optional(hx), as_tensor(weight_ih), as_tensor(weight_hh),
                             as_optional(bias_ih), as_optional(bias_hh), name);
   }
-  return output.has_value() ? py::reinterpret_steal<py::object>(THPVariable_Wrap(*std::move(output))) : py::none();
+  if (!output.has_value()) Py_RETURN_NONE;
+  return THPVariable_Wrap(*std::move(output));
+  END_HANDLE_TH_ERRORS
 }
+
+PyMethodDef kMethods[] = {
+    {"rnn_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&rnn_cell)), METH_FASTCALL, nullptr},
+    {nullptr, nullptr, 0, nullptr}};
 
 Tensor below_autograd(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
                       const OptTensor& bias_ih, const OptTensor& bias_hh, const py::handle& nonlinearity) {
@@ -86,7 +103,7 @@ std::string explain_forward(int64_t batch, int64_t input_size, int64_t hidden_si
 PYBIND11_MODULE(_C, m) {
   m.attr("cuda_built") = kCudaBuilt;
   m.attr("cuda_archs") = RNN_EXT_CUDA_ARCHS;
-  m.def("rnn_cell", &rnn_cell);
+  PyModule_AddFunctions(m.ptr(), kMethods);
   m.def("rnn_cell_below_autograd", &below_autograd);
   m.def("rnn_cell_gradients", &rnn_cell_gradients, py::call_guard<py::gil_scoped_release>());
   m.def("check_sizes", &check_sizes);

@@ -23,14 +23,6 @@ void check_bias(const Tensor& input, const OptTensor& bias, const c10::SymInt& h
   check_like(input, *bias, name);
 }
 
-// The nonlinearity of that name, or nn.RNNCell's RuntimeError.
-Nonlinearity parse_nonlinearity(std::string_view name) {
-  if (name == "tanh") return Nonlinearity::kTanh;
-  if (name == "relu") return Nonlinearity::kRelu;
-  if (name == "sigmoid") return Nonlinearity::kSigmoid;
-  TORCH_CHECK(false, "Unknown nonlinearity: ", name);
-}
-
 void check_ranks(const Tensor& input, const OptTensor& hx) {
   TORCH_CHECK_VALUE(input.dim() == 1 || input.dim() == 2, "RNNCell: Expected input to be 1D or 2D, got ", input.dim(),
                     "D instead");
@@ -39,6 +31,24 @@ void check_ranks(const Tensor& input, const OptTensor& hx) {
 }
 
 }  // namespace
+
+Nonlinearity parse_nonlinearity(std::string_view name) {
+  for (const auto kind : {Nonlinearity::kTanh, Nonlinearity::kRelu, Nonlinearity::kSigmoid}) {
+    if (name == name_of(kind)) return kind;
+  }
+  TORCH_CHECK(false, "Unknown nonlinearity: ", name);
+}
+
+std::string_view name_of(Nonlinearity nonlinearity) {
+  switch (nonlinearity) {
+    case Nonlinearity::kTanh:
+      return "tanh";
+    case Nonlinearity::kRelu:
+      return "relu";
+    default:
+      return "sigmoid";
+  }
+}
 
 void check_sizes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh) {
   TORCH_CHECK(weight_ih.dim() > 0, "weight_ih must be 2D, got 0D instead");

@@ -19,6 +19,10 @@ using OptTensor = std::optional<Tensor>;
 enum Gradient : size_t { kGradInput, kGradHx, kGradWeightIh, kGradWeightHh, kGradBiasIh, kGradBiasHh, kNumGradients };
 using OutputMask = std::array<bool, kNumGradients>;
 
+// The nonlinearity of that name, or nn.RNNCell's RuntimeError; and its name.
+Nonlinearity parse_nonlinearity(std::string_view name);
+std::string_view name_of(Nonlinearity nonlinearity);
+
 // Raises nn.RNNCell's errors for sizes that don't fit together, given ranks that do. Symbolic sizes are allowed; dtypes
 // and devices are not looked at.
 void check_sizes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh);

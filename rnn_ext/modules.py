@@ -10,6 +10,15 @@ from torch.nn.parameter import UninitializedParameter
 from .functional import rnn_cell
 
 
+def _weights(cell: nn.RNNCell) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """weight_ih, weight_hh, bias_ih, bias_hh. Attributes of nn.Module take longer than the rest of a small cell."""
+    parameters = cell._parameters
+    try:
+        return parameters["weight_ih"], parameters["weight_hh"], parameters["bias_ih"], parameters["bias_hh"]  # type: ignore[return-value]
+    except KeyError:  # parametrized or pruned: attributes of another kind
+        return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+
+
 class RNNCell(nn.RNNCell):
     r"""An Elman RNN cell, :math:`h' = f(x W^\top + b_{ih} + h U^\top + b_{hh})`, fused: a drop-in for nn.RNNCell.
 
@@ -41,7 +50,9 @@ class RNNCell(nn.RNNCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next hidden state."""
-        return rnn_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.nonlinearity)
+        if torch.jit.is_scripting():
+            return rnn_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.nonlinearity)
+        return rnn_cell(input, hx, *_weights(self), self.nonlinearity)
 
 
 class LazyRNNCell(LazyModuleMixin, RNNCell):
