@@ -41,9 +41,6 @@ std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output_, const Tens
     cpu::rnn_cell_backward(
         backward_params<scalar_t>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity));
   });
-  if (gradients[kGradBiasIh].defined() && gradients[kGradBiasHh].defined()) {
-    gradients[kGradBiasHh].copy_(gradients[kGradBiasIh]);
-  }
   return asked_gradients(std::move(gradients));
 }
 

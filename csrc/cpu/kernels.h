@@ -37,6 +37,8 @@ template <typename T>
 struct Kernels {
   // output[rows, columns] of the whole forward pass.
   void (*forward)(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
+  // output[rows] = f(output[rows] + b_ih + b_hh), for products that another library has left in output.
+  void (*finish)(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end);
   // dz = grad_output · f'(output) into dz (B, H), for a range of columns, and their sums over B where asked.
   void (*grad_z)(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col_begin, int64_t col_end);
   // A block of C = A M.

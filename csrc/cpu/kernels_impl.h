@@ -163,7 +163,6 @@ void outer_panel(const Panel<A, M, C>& g, int64_t rows, int64_t n) {
 constexpr int kPanelCols = 48;            // from which the kernel for many rows pays
 constexpr int kMaxChunk = 256;            // columns of z on the stack
 constexpr int64_t kChunkBytes = 1 << 19;  // of W and U, to stay in L2 while all rows pass
-constexpr int64_t kDotRunBytes = 4096;    // of each row, so that a tile's rows of x stay in L1 while W passes
 
 template <typename T>
 void add_biases(const ForwardParams<T>& p, int64_t col, int64_t cols, acc_t<T>* bias) {
@@ -239,7 +238,8 @@ __attribute__((noinline)) void dot_tile(const ForwardParams<T>& p, int64_t row, 
 template <int MR, typename T>
 void forward_rows(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t cols, const acc_t<T>* bias) {
   constexpr int NR = dot_cols<MR, typename VecOf<T>::type>();
-  constexpr int64_t kDotRun = kDotRunBytes / sizeof(T);
+  // 64 terms a lane: a tile's rows of x stay in L1 while W passes, and a lane's rounding error stays small.
+  constexpr int64_t kDotRun = 64 * VecOf<T>::type::kLanes;
   acc_t<T> z[MR * kMaxChunk];
   for (int i = 0; i < MR; ++i) {
     for (int64_t j = 0; j < cols; ++j) z[i * cols + j] = bias[j];
@@ -366,16 +366,8 @@ void forward_panel(const ForwardParams<T>& p, int64_t row, int64_t rows, int64_t
       for (int64_t k = 0; k < k_size; k += kRun) {
         const int64_t steps = smaller(kRun, k_size - k);
         pack_transposed<NV>(a.data + row * a.row_stride + k, a.row_stride, rows, steps, packed);
-        const Panel<T, S, T> panel = {weight.data + col * weight.row_stride + k,
-                                      weight.row_stride,
-                                      1,
-                                      packed,
-                                      kWidth,
-                                      steps,
-                                      totals,
-                                      first,
-                                      nullptr,
-                                      0};
+        const T* w = weight.data + col * weight.row_stride + k;
+        const Panel<T, S, T> panel = {w, weight.row_stride, 1, packed, kWidth, steps, totals, first, nullptr, 0};
         outer_panel<NV, false, true>(panel, cols, 0);
         first = false;
       }
@@ -393,8 +385,8 @@ template <typename T>
 void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t col_begin, int64_t col_end) {
   constexpr int kLanes = VecOf<T>::type::kLanes;
   // A panel's cost is that of its full width: taken where at most a fifth would be lost. Transposing needs enough
-  // columns to be worth it.
-  if (col_end - col_begin >= kPanelCols) {
+  // columns to be worth it (those of the cell: a thread's share must not change the result).
+  if (p.hidden_size >= kPanelCols) {
     for (; (row_end - row) * 5 >= 2 * kLanes * 4; row += 2 * kLanes) {
       forward_panel<2>(p, row, smaller(2 * kLanes, row_end - row), col_begin, col_end);
     }
@@ -403,6 +395,41 @@ void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t co
     }
   }
   if (row < row_end) forward_few(p, row, row_end, col_begin, col_end);
+}
+
+template <Nonlinearity kind, typename T>
+void finish_rows(const ForwardParams<T>& p, int64_t row, int64_t row_end) {
+  using Vec = typename VecOf<T>::type;
+  constexpr int kLanes = Vec::kLanes;
+  constexpr int kChunk = 256;
+  for (int64_t col = 0; col < p.hidden_size; col += kChunk) {
+    const int64_t cols = smaller(kChunk, p.hidden_size - col);
+    acc_t<T> bias[kChunk];
+    add_biases(p, col, cols, bias);
+    for (int64_t b = row; b < row_end; ++b) {
+      T* output = p.output + b * p.hidden_size + col;
+      int64_t j = 0;
+      for (; j + kLanes <= cols; j += kLanes) {
+        Vec::store(output + j, activate<kind, Vec>(Vec::load(output + j) + Vec::load(bias + j)));
+      }
+      if (j < cols) {
+        const int64_t n = cols - j;
+        Vec::store(output + j, activate<kind, Vec>(Vec::load(output + j, n) + Vec::load(bias + j, n)), n);
+      }
+    }
+  }
+}
+
+template <typename T>
+void finish(const ForwardParams<T>& p, int64_t row, int64_t row_end) {
+  switch (p.nonlinearity) {
+    case Nonlinearity::kTanh:
+      return finish_rows<Nonlinearity::kTanh>(p, row, row_end);
+    case Nonlinearity::kRelu:
+      return finish_rows<Nonlinearity::kRelu>(p, row, row_end);
+    case Nonlinearity::kSigmoid:
+      return finish_rows<Nonlinearity::kSigmoid>(p, row, row_end);
+  }
 }
 
 // ------------------------------------------------------------------------------------------------------ backward: dz
@@ -535,5 +562,5 @@ void product(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t co
 
 template <typename T>
 constexpr Kernels<T> kernels() {
-  return {&forward<T>, &grad_z<T>, &product<T>};
+  return {&forward<T>, &finish<T>, &grad_z<T>, &product<T>};
 }

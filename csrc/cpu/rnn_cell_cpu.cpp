@@ -1,5 +1,5 @@
 // The launcher: chooses the instruction set once, and for each call how to cut the work over threads. No sum is ever
-// split between threads, so results don't depend on how many there are.
+// split between threads, so the fused kernels' results don't depend on how many there are.
 #include "rnn_cell_cpu.h"
 
 #include <ATen/Parallel.h>
@@ -10,30 +10,51 @@
 #include <memory>
 
 #include "kernels.h"
+#include "library.h"
+
+#ifdef RNN_EXT_CPU_X86
+#include <cpuid.h>
+#endif
 
 namespace rnn_ext::cpu {
 namespace {
 
-const KernelTable& choose_table() {
-  const char* asked = std::getenv("RNN_EXT_CPU_CAPABILITY");
-  const bool any = asked == nullptr || *asked == '\0';
+#ifdef RNN_EXT_CPU_X86
+// __builtin_cpu_supports knows f16c from GCC 11 on.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
+#endif
+
+enum class Level { kDefault, kAvx2, kAvx512 };
+
+Level choose_level() {
 #ifdef RNN_EXT_CPU_X86
   __builtin_cpu_init();
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (has_avx512 && (any || std::strcmp(asked, "avx512") == 0)) return kernels_avx512();
-  if (has_avx2 && (any || std::strcmp(asked, "default") != 0)) return kernels_avx2();
-#else
-  (void)any;
+  const char* asked = std::getenv("RNN_EXT_CPU_CAPABILITY");
+  const auto asks = [asked](const char* name) { return asked != nullptr && std::strcmp(asked, name) == 0; };
+  if (asks("default")) return Level::kDefault;
+  if (has_avx512 && !asks("avx2")) return Level::kAvx512;
+  if (has_avx2) return Level::kAvx2;
 #endif
-  return kernels_default();
+  return Level::kDefault;
+}
+
+Level level() {
+  static const Level chosen = choose_level();
+  return chosen;
 }
 
 const KernelTable& table() {
-  static const KernelTable& chosen = choose_table();
-  return chosen;
+#ifdef RNN_EXT_CPU_X86
+  if (level() == Level::kAvx512) return kernels_avx512();
+  if (level() == Level::kAvx2) return kernels_avx2();
+#endif
+  return kernels_default();
 }
 
 template <typename T>
@@ -55,8 +76,29 @@ const Kernels<c10::Half>& kernels() {
   return table().f16;
 }
 
-// Multiply-adds below which waking other threads costs more than they save.
-constexpr int64_t kSerialWork = 1 << 18;
+// Multiply-adds below which waking other threads costs more than they save: 5 to 10 µs of work.
+int64_t serial_work() { return level() == Level::kDefault ? 1 << 16 : 1 << 19; }
+
+// The same unit for one element of a pass over memory, and of an activation.
+constexpr int64_t kElementWork = 16, kActivationWork = 64;
+
+// Multiply-adds, B · K · H, of a forward and of a backward product pair from which ATen's GEMMs take over. In backward
+// also from a number of weights, K · H: the kernels read W in narrow panels of columns, which is slow beyond the L2
+// cache unless there are enough rows of dz to pay for it.
+//
+// Where one overtakes the other depends on the CPU, and slowly on the size: with AVX-512, float crosses in forward at
+// about 2^26 on a Xeon and 2^28 on an EPYC, double at 2^24 and 2^28; with AVX2, float at 2^27 on a Xeon. On the wrong
+// side of these compromises either loses a sixth at most, while nn.RNNCell, which also passes over z three more times,
+// loses more. Vectors of 16 bytes without FMA are no match for the library beyond small sizes.
+struct LibraryThreshold {
+  int64_t forward, backward, backward_weights;
+};
+template <typename T>
+LibraryThreshold library_threshold() {
+  if (level() == Level::kDefault) return {1 << 18, 1 << 18, 1 << 18};
+  if (sizeof(T) == 4) return {1 << 27, 1 << 27, 1 << 20};
+  return {1 << 26, 1 << 26, 1 << 19};
+}
 
 // Calls f(begin, end) on runs of 0..size, a multiple of tile long, in several threads where the multiply-adds (each, of
 // one element) are worth it.
@@ -64,9 +106,9 @@ template <typename F>
 void parallel_runs(int64_t size, int64_t tile, int64_t multiply_adds_each, const F& f) {
   if (size == 0) return;
   const int64_t work = size * multiply_adds_each;
-  if (work < kSerialWork) return f(0, size);
+  if (work < serial_work()) return f(0, size);
   const int64_t tiles = (size + tile - 1) / tile;
-  const int64_t grain = std::max<int64_t>(1, kSerialWork / 2 / (work / tiles + 1));
+  const int64_t grain = std::max<int64_t>(1, serial_work() / 2 / (work / tiles + 1));
   at::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) { f(begin * tile, std::min(end * tile, size)); });
 }
 
@@ -78,26 +120,63 @@ template <typename T>
 void rnn_cell_forward(const ForwardParams<T>& p) {
   const int64_t B = p.batch, H = p.hidden_size;
   const int64_t K = p.input_size + (p.hx.data ? H : 0);
-  // The longer side is cut: then the threads share the smaller operand, and each reads its own part of the larger.
-  if (H >= B) {
-    parallel_runs(H, 16, B * (K + 1), [&](int64_t begin, int64_t end) { kernels<T>().forward(p, 0, B, begin, end); });
-  } else {
-    parallel_runs(B, 12, H * (K + 1), [&](int64_t begin, int64_t end) { kernels<T>().forward(p, begin, end, 0, H); });
+  if constexpr (kHasLibrary<T>) {
+    if (B * H * K >= library_threshold<T>().forward) {
+      library_forward(p);
+      parallel_runs(B, 1, kActivationWork * H, [&](int64_t begin, int64_t end) { kernels<T>().finish(p, begin, end); });
+      return;
+    }
   }
+  // Tiles of the output as high as the widest panel; a thread's neighbouring tiles are one call.
+  constexpr int64_t kRows = 32, kCols = 64;
+  const int64_t row_tiles = std::max<int64_t>(B / kRows, 1), col_tiles = (H + kCols - 1) / kCols;
+  if (B == 0 || H == 0) return;
+  if (B * H * (K + 1) < serial_work()) return kernels<T>().forward(p, 0, B, 0, H);
+  parallel_runs(row_tiles * col_tiles, 1, kRows * kCols * (K + 1), [&](int64_t tile, int64_t end) {
+    while (tile < end) {
+      const int64_t row = tile / col_tiles, col = tile % col_tiles, n = std::min(end - tile, col_tiles - col);
+      kernels<T>().forward(p, row * kRows, row + 1 == row_tiles ? B : (row + 1) * kRows, col * kCols,
+                           std::min((col + n) * kCols, H));
+      tile += n;
+    }
+  });
 }
+
+// Scratch for n elements, on the stack where they are few.
+template <typename S>
+class Scratch {
+ public:
+  explicit Scratch(int64_t n) : heap_(n > kOnStack ? new S[n] : nullptr) {}
+  S* get() { return heap_ ? heap_.get() : stack_; }
+
+ private:
+  static constexpr int64_t kOnStack = 1024;
+  std::unique_ptr<S[]> heap_;
+  S stack_[kOnStack];
+};
 
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p) {
   using S = acc_t<T>;
   const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
+  if (!p.hx.data && p.grad_weight_hh) std::memset(static_cast<void*>(p.grad_weight_hh), 0, H * H * sizeof(T));
+  const int64_t weights = H * (I + (p.hx.data ? H : 0));
+  const bool by_library = [&] {
+    if constexpr (!kHasLibrary<T>) return false;
+    const LibraryThreshold threshold = library_threshold<T>();
+    return B > 0 && (B * weights >= threshold.backward || weights >= threshold.backward_weights);
+  }();
   // dz is used up to four times: computed once, in the accumulation type. Rows a large power of two apart would
   // compete for the same lines of the cache.
-  const int64_t dz_stride = H % 256 == 0 ? H + 64 / sizeof(S) : H;
-  constexpr int64_t kStackSize = 1024;
-  S on_stack[kStackSize];
-  std::unique_ptr<S[]> on_heap(B * dz_stride > kStackSize ? new S[B * dz_stride] : nullptr);
-  S* dz = on_heap ? on_heap.get() : on_stack;
-  parallel_runs(H, 64, 8 * B, [&](int64_t begin, int64_t end) { kernels<T>().grad_z(p, dz, dz_stride, begin, end); });
+  const int64_t dz_stride = !by_library && H % 256 == 0 ? H + 64 / sizeof(S) : H;
+  Scratch<S> scratch(B * dz_stride);
+  S* dz = scratch.get();
+  parallel_runs(H, 64, kElementWork * B,
+                [&](int64_t begin, int64_t end) { kernels<T>().grad_z(p, dz, dz_stride, begin, end); });
+  if (p.grad_bias_copy) std::memcpy(static_cast<void*>(p.grad_bias_copy), p.grad_bias, H * sizeof(T));
+  if constexpr (kHasLibrary<T>) {
+    if (by_library) return library_backward(p, dz);
+  }
 
   // Up to four products, a column of each being as much work as of any other: one list of panels for all threads.
   Product<T> products[4];
@@ -112,11 +191,7 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
   add({dz, dz_stride, 1, p.weight_ih.data, p.weight_ih.row_stride, p.grad_input, I, B, I, H});
   add({dz, dz_stride, 1, p.weight_hh.data, p.weight_hh.row_stride, p.grad_hx, H, B, H, H});
   add({dz, 1, dz_stride, p.input.data, p.input.row_stride, p.grad_weight_ih, I, H, I, B});
-  if (p.hx.data) {
-    add({dz, 1, dz_stride, p.hx.data, p.hx.row_stride, p.grad_weight_hh, H, H, H, B});
-  } else if (p.grad_weight_hh) {
-    std::memset(static_cast<void*>(p.grad_weight_hh), 0, H * H * sizeof(T));
-  }
+  if (p.hx.data) add({dz, 1, dz_stride, p.hx.data, p.hx.row_stride, p.grad_weight_hh, H, H, H, B});
   parallel_runs(first_panel[n], 1, B * H * kPanel, [&](int64_t begin, int64_t end) {
     for (int i = 0; i < n; ++i) {
       const int64_t col_begin = std::max<int64_t>(begin - first_panel[i], 0) * kPanel;

@@ -10,7 +10,11 @@ struct VecPortable {
   static constexpr int kOuterRows = 4;               // of a tile of outer products, two vectors wide
 
   static INLINE V zero() { return V{}; }
-  static INLINE V set(S x) { return V{} + x; }
+  static INLINE V set(S x) {
+    V v;
+    for (int i = 0; i < kLanes; ++i) v[i] = x;
+    return v;
+  }
   static INLINE V fma(V a, V b, V c) { return a * b + c; }
   // In double, then rounded: the C library's tanhf may be off by 2 ulp.
   static INLINE V tanh(V x) {
