@@ -1,15 +1,8 @@
 // The forward cell for large shapes on sm_90a, in one launch: output = f(x Wᵀ + b_ih + h Uᵀ + b_hh), fp16, bf16 and, as
-// three products of tf32, fp32.
+// three products of tf32, fp32. wgmma.cuh says how tiles of the output are computed.
 //
-// One block a multiprocessor stays for the whole launch and takes tile after tile of the output. One thread of its
-// first warpgroup, the producer, has the copy engine fill a ring of stages in shared memory; two more warpgroups
-// multiply them with wgmma, 64 rows of the tile each. The two GEMMs are one over K = ⌈I / BK⌉ + ⌈H / BK⌉ k-tiles: at
-// the first boundary the producer goes over from the tensor maps of (x, W) to those of (h, U), and nobody else notices.
-// What a box has beyond the end of a matrix is zero, so that ragged sizes cost nothing and need no code. The ring runs
-// on across tiles: the next tile's stages fill while this one's epilogue works.
-//
-// In a cluster of two, the blocks take tiles one below the other. They need the same weights: each loads half of
-// them, into both.
+// The two GEMMs are one over K = ⌈I / BK⌉ + ⌈H / BK⌉ k-tiles: at the first boundary the producer goes over from the
+// tensor maps of (x, W) to those of (h, U), and nobody else notices.
 //
 // fp32 (3xtf32): a number is high + low, two tf32 numbers that keep 22 of its 24 bits, and a product is high high +
 // high low + low high. The consumers split each stage in shared memory before they multiply it, the next one's while
@@ -18,28 +11,9 @@
 #pragma once
 #include <cfloat>
 
-#include "math.cuh"
-#include "ptx_sm90.cuh"
-#include "tensor_map.cuh"
+#include "wgmma.cuh"
 
 namespace rnn_ext::cuda {
-
-template <typename T_, int BN_, int kCluster_>
-struct WgmmaShape {
-  using T = T_;
-  static constexpr bool kSplit = std::is_same_v<T, float>;  // into two tf32 numbers
-  static constexpr int BM = 128, BN = BN_, BK = kTileRowBytes / sizeof(T), kCluster = kCluster_;
-  static constexpr int kConsumers = BM / 64;  // warpgroups
-  static constexpr int kConsumerThreads = 128 * kConsumers, kThreads = 128 + kConsumerThreads;
-  static constexpr int kStageBytes = (BM + BN) * kTileRowBytes;
-  static constexpr int kLowStages = kSplit ? 2 : 0;                        // of the numbers' low parts
-  static constexpr int kStages = 192 * 1024 / kStageBytes - kLowStages;    // 4, 6 and 8 for BN = 256, 128 and 64
-  static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;  // for 128 sums a thread
-  static_assert(sizeof(T) == 2 || (kSplit && BN <= 128), "two sums an element, if split");
-  static_assert(BN % 64 == 0 && BN <= 256 && BN / kCluster <= 256, "one wgmma, one box");
-  static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536, "what a multiprocessor has");
-  static_assert(kStages >= 4);
-};
 
 template <typename T>
 struct WgmmaArguments {
@@ -58,45 +32,9 @@ struct WgmmaLowSmem<Shape, true> {
   float b_low[Shape::kLowStages][Shape::BN * Shape::BK];
 };
 
-// All tiles start at multiples of 1024 bytes, where the swizzle is in phase.
 template <typename Shape>
-struct WgmmaSmem : WgmmaLowSmem<Shape> {
-  using T = typename Shape::T;
-  static constexpr int kStoreRows = 16,
-                       kStoreColumns = kTileRowBytes / sizeof(T);  // of the output, by a warp at a time
-  T a[Shape::kStages][Shape::BM * Shape::BK];
-  T b[Shape::kStages][Shape::BN * Shape::BK];
-  T out[4 * Shape::kConsumers][2][kStoreRows * kStoreColumns];
+struct WgmmaSmem : WgmmaLowSmem<Shape>, WgmmaRing<Shape> {
   float bias[2][Shape::BN];  // b_ih + b_hh, of this tile and of the one before
-  uint64_t full[Shape::kStages], empty[Shape::kStages];
-};
-
-// A place in the ring, and the parity of its current use.
-template <typename Shape>
-struct RingPosition {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage == Shape::kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-// The persistent order: bands of tiles 2048 rows high, each walked column by column. So the tiles that the
-// multiprocessors work on at one time form a patch about as wide as high, which is what needs the fewest bytes from
-// memory.
-template <typename Shape>
-struct TileAt {
-  int m, n;
-  __device__ TileAt(int index, int tiles_m, int tiles_n) {
-    constexpr int kBand = 2048 / Shape::BM / Shape::kCluster;
-    const int band = index / (kBand * tiles_n), in_band = index % (kBand * tiles_n);
-    const int rows = min(kBand, tiles_m - band * kBand);
-    m = band * kBand + in_band % rows;
-    n = in_band / rows;
-  }
 };
 
 // ---- the producer ---------------------------------------------------------------------------------------------------
@@ -110,21 +48,13 @@ __device__ void fill_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, in
     const TileAt<Shape> tile(index, p.tiles_m, p.tiles_n);
     const int m0 = (tile.m * Shape::kCluster + rank) * Shape::BM;
     const int n0 = tile.n * Shape::BN + rank * kRowsOfB;
-    for (int k = 0; k < p.k_tiles_input + p.k_tiles_hx; ++k, at.advance()) {
+    fill_stages<Shape>(smem, at, p.k_tiles_input + p.k_tiles_hx, [&](int k, T* a, T* b, uint64_t* full) {
       const bool is_input = k < p.k_tiles_input;
       const int k0 = (is_input ? k : k - p.k_tiles_input) * Shape::BK;
-      uint64_t* const full = &smem.full[at.stage];
-      ptx::mbarrier_wait(&smem.empty[at.stage], at.parity ^ 1);
-      ptx::mbarrier_arrive_expect_tx(full, Shape::kStageBytes - (RNN_EXT_PLANTED(wrong_byte_count) ? 128 : 0));
-      ptx::tma_load(smem.a[at.stage], is_input ? &p.input : &p.hx, k0, m0, full);
+      ptx::tma_load(a, is_input ? &p.input : &p.hx, k0, m0, full);
       const CUtensorMap* const weight = is_input || RNN_EXT_PLANTED(weights_not_switched) ? &p.weight_ih : &p.weight_hh;
-      T* const b = smem.b[at.stage] + rank * kRowsOfB * Shape::BK;
-      if constexpr (Shape::kCluster == 1) {
-        ptx::tma_load(b, weight, k0, n0, full);
-      } else {
-        ptx::tma_load_multicast(b, weight, k0, n0, full, (1 << Shape::kCluster) - 1);
-      }
-    }
+      load_shared<Shape>(b + rank * kRowsOfB * Shape::BK, weight, k0, n0, full);
+    });
   }
 }
 
@@ -156,43 +86,25 @@ __device__ __forceinline__ float recompute(const ForwardParams<float>& p, int64_
   return activate(z + bias, f);
 }
 
-// One warp's 16 rows from (row, column) on: bias, activation, and out through shared memory, 128 bytes a row at a time
-// in two buffers. The copy engine leaves out what lies beyond the matrix.
+// f(sums + bias) of this warp's 16 rows of the tile from (row, column) on.
 template <Nonlinearity f, typename Shape, typename T>
-__device__ void store_rows(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, const float (&acc)[Shape::BN / 2],
-                           const float* bias, int row, int column, bool is_leader, int& buffer) {
-  using Smem = WgmmaSmem<Shape>;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32 - 4;
-#pragma unroll
-  for (int part = 0; part < Shape::BN / Smem::kStoreColumns; ++part, buffer ^= 1) {
-    T* const out = smem.out[warp][buffer];
-    if (is_leader && !RNN_EXT_PLANTED(no_wait_for_stores)) ptx::tma_store_wait_read<1>();
-    __syncwarp();
-    // The pair i of the 8-column block `block` of this part, i = 0 in the upper and 1 in the lower 8 rows.
+__device__ void store_output(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, const float (&acc)[Shape::BN / 2],
+                             const float* bias, int row, int column, bool is_leader, int& buffer) {
+  constexpr int kColumns = WgmmaRing<Shape>::kStoreColumns;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  store_rows<Shape>(&p.output, smem, row, column, is_leader, buffer, [&](T* out, int part) {
     const auto pair = [&](int block, int i) {
-      const int local = part * (Smem::kStoreColumns / 8) + block;
+      const int local = part * (kColumns / 8) + block;
       const float2 b = *reinterpret_cast<const float2*>(bias + local * 8 + lane % 4 * 2);
       const float* const z = acc + local * 4 + i * 2;
       return float2{activate_for<T, f>(z[0] + b.x), activate_for<T, f>(z[1] + b.y)};
     };
     if constexpr (sizeof(T) == 2) {
-      // stmatrix takes the upper and the lower 8 rows of two blocks, and from this lane the address of this row:
-      const int matrix = lane / 8, row_there = matrix % 2 * 8 + lane % 8;
-#pragma unroll
-      for (int block = 0; block < 8; block += 2) {
-        uint32_t fragment[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float2 both = pair(block + i / 2, i % 2);
-          fragment[i] = pack<T>(both.x, both.y);
-        }
-        const int piece = (block + matrix / 2) ^ (row_there % 8);
-        ptx::stmatrix_x4(out + row_there * Smem::kStoreColumns + piece * 8, fragment);
-      }
+      put_pairs(out, pair);
     } else {
       const auto place = [&](int block, int i) {
         const int row_there = i * 8 + lane / 4, piece = (block * 2 + lane % 4 / 2) ^ (row_there % 8);
-        return out + row_there * Smem::kStoreColumns + piece * 4 + lane % 2 * 2;
+        return out + row_there * kColumns + piece * 4 + lane % 2 * 2;
       };
       bool is_nan = false;
 #pragma unroll
@@ -205,58 +117,12 @@ __device__ void store_rows(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, c
 #pragma unroll 1
         for (int i = 0; i < 16; ++i) {
           float& v = place(i / 4, i / 2 % 2)[i % 2];
-          const int local = part * Smem::kStoreColumns + i / 4 * 8 + lane % 4 * 2 + i % 2;
+          const int local = part * kColumns + i / 4 * 8 + lane % 4 * 2 + i % 2;
           if (v != v) v = recompute<f>(p.params, row + i / 2 % 2 * 8 + lane / 4, column + local, bias[local]);
         }
       }
     }
-    if (!RNN_EXT_PLANTED(no_proxy_fence)) ptx::fence_proxy_async();
-    __syncwarp();
-    if (is_leader) {
-      ptx::tma_store(&p.output, out, column + part * Smem::kStoreColumns, row);
-      ptx::tma_store_commit();
-    }
-  }
-}
-
-// Tells the producers that this warpgroup is done with a stage: those of all blocks that write to it.
-template <typename Shape>
-__device__ __forceinline__ void release_stage(WgmmaSmem<Shape>& smem, int stage, int rank) {
-  const int peer = static_cast<int>(threadIdx.x) % 128;
-  if (peer >= Shape::kCluster) return;
-  if constexpr (Shape::kCluster == 1) {
-    ptx::mbarrier_arrive(&smem.empty[stage]);
-  } else {
-    ptx::mbarrier_arrive_cluster(
-        ptx::cluster_address(&smem.empty[stage], RNN_EXT_PLANTED(peer_not_asked) ? rank : peer));
-  }
-}
-
-// sums = the products of the next k_tiles stages: this warpgroup's 64 rows.
-template <typename Shape>
-__device__ __forceinline__ void multiply(WgmmaSmem<Shape>& smem, RingPosition<Shape>& at, int k_tiles, int rank,
-                                         float (&sums)[Shape::BN / 2]) {
-  const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
-  int previous = 0;
-  for (int k = 0; k < k_tiles; ++k, at.advance()) {
-    if (!RNN_EXT_PLANTED(no_wait_for_tile)) ptx::mbarrier_wait(&smem.full[at.stage], at.parity);
-    const uint64_t a = ptx::wgmma_k_major(smem.a[at.stage] + warpgroup * 64 * Shape::BK);
-    const uint64_t b = ptx::wgmma_k_major(smem.b[at.stage]);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < kTileRowBytes / 32; ++i) {
-      const bool adds = k > 0 || i > 0 || RNN_EXT_PLANTED(wgmma_adds_to_garbage);
-      ptx::wgmma<typename Shape::T, Shape::BN>(sums, ptx::wgmma_advance(a, 32 * i), ptx::wgmma_advance(b, 32 * i),
-                                               adds);
-    }
-    ptx::wgmma_commit();
-    if (RNN_EXT_PLANTED(early_release)) release_stage(smem, at.stage, rank);
-    ptx::wgmma_wait<1>();  // the previous stage has been read
-    if (k > 0 && !RNN_EXT_PLANTED(early_release)) release_stage(smem, previous, rank);
-    previous = at.stage;
-  }
-  if (!RNN_EXT_PLANTED(no_wait_for_wgmma)) ptx::wgmma_wait_all(sums);
-  if (!RNN_EXT_PLANTED(early_release)) release_stage(smem, previous, rank);
+  });
 }
 
 // Of `floats` numbers, the high parts where they are, and the low parts to `low`. By all consumers together.
@@ -361,13 +227,13 @@ __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, i
     const float* const bias = smem.bias[bias_buffer];
     switch (p.params.nonlinearity) {
       case Nonlinearity::kTanh:
-        store_rows<Nonlinearity::kTanh>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
+        store_output<Nonlinearity::kTanh>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
         break;
       case Nonlinearity::kRelu:
-        store_rows<Nonlinearity::kRelu>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
+        store_output<Nonlinearity::kRelu>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
         break;
       case Nonlinearity::kSigmoid:
-        store_rows<Nonlinearity::kSigmoid>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
+        store_output<Nonlinearity::kSigmoid>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
         break;
     }
   }
@@ -383,34 +249,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   using Smem = WgmmaSmem<Shape>;
   static_assert(sizeof(Smem) <= 227 * 1024, "what a block can have on sm_90");
   RNN_EXT_SMEM(Smem, smem);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < Shape::kStages; ++i) {
-      ptx::mbarrier_init(&smem.full[i], 1);
-      ptx::mbarrier_init(&smem.empty[i], Shape::kConsumers * Shape::kCluster);
-    }
-    ptx::fence_mbarrier_init();
-  }
-  int rank = 0;
-  if constexpr (Shape::kCluster > 1) {
-    rank = static_cast<int>(ptx::cluster_rank());
-    ptx::cluster_sync();
-  } else {
-    __syncthreads();
-  }
-
-  const int first = static_cast<int>(blockIdx.x) / Shape::kCluster,
-            step = static_cast<int>(gridDim.x) / Shape::kCluster;
-  if (threadIdx.x < 128) {
-    ptx::release_registers<Shape::kProducerRegisters>();
-    if (threadIdx.x < 32 && ptx::elect_one()) fill_ring<Shape>(p, smem, first, step, rank);
-  } else {
-    ptx::claim_registers<Shape::kConsumerRegisters>();
-    drain_ring<Shape>(p, smem, first, step, rank);
-  }
-  // Until both are done, the other block may write to this one's stages and arrive at its barriers.
-  if constexpr (Shape::kCluster > 1) {
-    if (!RNN_EXT_PLANTED(peer_exits_early)) ptx::cluster_sync();
-  }
+  run_specialised<Shape>(
+      smem, [&](int first, int step, int rank) { fill_ring<Shape>(p, smem, first, step, rank); }, [] {},
+      [&](int first, int step, int rank) { drain_ring<Shape>(p, smem, first, step, rank); });
 }
 
 }  // namespace rnn_ext::cuda

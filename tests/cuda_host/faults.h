@@ -48,7 +48,7 @@ namespace emu {
   fault(no_stage_barrier) \
   fault(wrong_stage) \
   fault(no_barrier_before_epilogue) \
-  /* forward_wgmma.cuh */ \
+  /* wgmma.cuh, forward_wgmma.cuh */ \
   fault(no_wait_for_tile) \
   fault(wrong_phase) \
   fault(wrong_byte_count) \
