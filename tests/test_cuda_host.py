@@ -55,7 +55,7 @@ def test_kernels(part: str, variant: build.Variant) -> None:
 # fault: (tests to run, {build: what its report must say}). The plain build says which element is wrong or what was
 # misused; a sanitizer must name the kernel's file and line.
 WRONG = r"FAIL .* expected"
-IN_BACKWARD = r"backward_tiled\.cuh:\d+"
+IN_BACKWARD = r"backward_(tiled|dz)\.cuh:\d+"
 IN_GEMV = r"backward_gemv\.cuh:\d+"
 IN_FORWARD_GEMV = r"forward_gemv\.cuh:\d+"
 IN_TILED = r"forward_tiled\.cuh:\d+"
@@ -83,6 +83,12 @@ FAULTS = {
     "backward_misaligned_store": ("backward_tiled_small", {"asan": IN_BACKWARD}),
     "backward_every_column_writes_bias": ("backward_tiled_small", {"tsan": IN_BACKWARD}),
     "backward_dz_no_bound": ("backward_tiled_large", {"asan": IN_BACKWARD}),
+    "backward_dz_no_barrier": ("backward_wgmma_128", {"plain": WRONG, "tsan": IN_BACKWARD}),
+    "backward_matrix_not_switched": ("backward_wgmma_128", {"plain": WRONG}),
+    "backward_kind_not_switched": ("backward_wgmma_128", {"plain": WRONG}),
+    "backward_same_box_twice": ("backward_wgmma_128", {"plain": WRONG}),
+    "backward_zeros_left": ("backward_without_hx", {"plain": WRONG}),
+    "backward_bias_row_left_out": ("backward_wgmma_128", {"plain": WRONG}),
     "backward_zeros_not_exact": ("backward_without_hx", {"plain": WRONG}),
     "gemv_no_row_bound": ("backward_gemv", {"asan": IN_GEMV}),
     "gemv_no_column_bound": ("backward_gemv", {"asan": IN_GEMV}),
@@ -280,6 +286,21 @@ REQUIRED = {
             *(rf"HGMMA\.64x{n}x8\.F32\.TF32" for n in (64, 128)),
         ]
     },
+    "backward_wgmma.cu": {
+        "sm_90a": [
+            r"UTMALDG\.2D ",
+            r"UTMALDG\.2D\.MULTICAST",
+            r"UTMASTG\.2D",
+            r"STSM\.16\.M88\.4",
+            r"USETMAXREG",
+            *(
+                rf"HGMMA\.64x{n}x16\.F32{t}.* gdesc\[\w+\]{major}\.tnspB"
+                for n in (128, 256)
+                for t in (" ", r"\.BF16")
+                for major in ("", r"\.tnspA")
+            ),
+        ]
+    },
     "golden.cu": {
         "sm_75": [r"LDSM\.16\.M88\.4", r"LDSM\.16\.MT88\.2", r"MUFU\.TANH", r"ATOMG?\.E\.INC\.STRONG\.GPU"],
         "sm_80": [
@@ -429,7 +450,7 @@ def test_forward_operator(ops, kernel: str, dtype: torch.dtype) -> None:
 @needs_host
 @pytest.mark.parametrize(
     ("kernel", "dtype"),
-    [*itertools.product(ALIGNED, DTYPES[2:]), ("forward_wgmma_64", DTYPES[0]), ("forward_wgmma_128", DTYPES[0])],
+    [*itertools.product([k for k in FORWARD if k in ALIGNED], DTYPES[2:]), ("forward_wgmma_64", DTYPES[0]), ("forward_wgmma_128", DTYPES[0])],
     ids=str,
 )
 def test_forward_operator_of_aligned_rows(ops, kernel: str, dtype: torch.dtype) -> None:
@@ -456,7 +477,7 @@ class Cell(torch.autograd.Function):
 
 @needs_host
 @pytest.mark.parametrize("f", range(3), ids=[f.__name__ for f in NONLINEARITIES])
-@pytest.mark.parametrize("kernels", [(FORWARD[0], name) for name in BACKWARD], ids=lambda k: k[1])
+@pytest.mark.parametrize("kernels", [(FORWARD[0], name) for name in BACKWARD if name not in ALIGNED], ids=lambda k: k[1])
 def test_operators_pass_gradcheck(ops, kernels: tuple[str, str], f: int) -> None:
     arguments = [t.requires_grad_() for t in operands(3, 4, 5, torch.float64)]
     assert torch.autograd.gradcheck(lambda *a: Cell.apply(ops, kernels, f, *a), arguments)

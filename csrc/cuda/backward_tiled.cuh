@@ -10,68 +10,10 @@
 // order: bitwise the same from run to run.
 #pragma once
 #include "backward.h"
+#include "backward_dz.cuh"
 #include "mainloop.cuh"
 
 namespace rnn_ext::cuda {
-
-// ---- dz as an operand -----------------------------------------------------------------------------------------------
-
-// dz of dh' and h', as activate_backward makes it. The two smooth derivatives, 1 - h'² and h' (1 - h'), have the form
-// a + h' (b - h'), so that a uniform branch a tile replaces one an element.
-template <typename T>
-struct DzOperand : CombinedOperand<T> {
-  using Acc = Accumulator<T>;
-  Acc a, b;
-  bool relu;
-
-  DzOperand() = default;
-  DzOperand(const Operand<T>& grad_output, const Operand<T>& output, Nonlinearity f)
-      : CombinedOperand<T>{{grad_output, output}},
-        a(f == Nonlinearity::kTanh ? 1 : 0),
-        b(f == Nonlinearity::kSigmoid ? 1 : 0),
-        relu(f == Nonlinearity::kRelu) {}
-
-  __device__ __forceinline__ Acc combine(Acc grad, Acc output) const {
-    const Acc smooth = grad * (a + output * (b - output));
-    return relu ? (output <= Acc(0) ? Acc(0) : grad) : smooth;  // a NaN in h' lets relu's gradient through
-  }
-};
-
-// ---- dz in a workspace ----------------------------------------------------------------------------------------------
-
-constexpr int kDzThreads = 256;
-
-// dz (B, H), its rows dz_stride apart; 16 bytes a thread. What lies between H and dz_stride stays as it is: nobody
-// reads it.
-template <typename T>
-__global__ void __launch_bounds__(kDzThreads)
-    backward_dz(DzOperand<T> source, T* dz, int64_t dz_stride, int64_t batch, int64_t hidden_size) {
-  using Unit = Vector<T, 16>;
-  const int64_t unit = int64_t{blockIdx.x} * kDzThreads + threadIdx.x, per_row = dz_stride / Unit::kSize;
-  const int64_t row = BackwardSchedule::divide(unit, per_row), column = (unit - row * per_row) * Unit::kSize;
-  if (row >= batch && !RNN_EXT_PLANTED(backward_dz_no_bound)) return;
-  const int columns = static_cast<int>(min(hidden_size - column, int64_t{Unit::kSize}));
-  Unit parts[2] = {};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const Operand<T>& part = source.part(i);
-    const T* const from = part.data + row * part.row_stride + column * part.k_stride;
-    if (part.vector_bytes == 16 && columns == Unit::kSize) {
-      parts[i] = *reinterpret_cast<const Unit*>(from);
-    } else {
-#pragma unroll
-      for (int j = 0; j < Unit::kSize; ++j) {
-        if (j < columns) parts[i].v[j] = from[j * part.k_stride];
-      }
-    }
-  }
-  Unit result;
-#pragma unroll
-  for (int j = 0; j < Unit::kSize; ++j) {
-    result.v[j] = narrow<T>(source.combine(widen(parts[0].v[j]), widen(parts[1].v[j])));
-  }
-  store_vector(dz + row * dz_stride + column, result);
-}
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
 
@@ -229,21 +171,14 @@ cudaError_t launch_backward_row(const BackwardParams<T>& p, const BackwardPlan& 
   using Loops = BackwardLoops<T, kRow>;
   using Dz = typename Loops::Dz;
   BackwardTiledParams<T, Dz> q;
-  const DzOperand<T> dz(operand_by_rows(p.grad_output, p.batch, p.hidden_size, Major::kK),
-                        operand_by_rows(p.output, p.batch, p.hidden_size, Major::kK), p.nonlinearity);
   if constexpr (Loops::k.fused) {
-    q.dz = dz;
+    q.dz = dz_operand(p);
     q.dz_transposed = DzOperand<T>(operand_by_columns(p.grad_output, p.hidden_size, p.batch, Major::kRows),
                                    operand_by_columns(p.output, p.hidden_size, p.batch, Major::kRows), p.nonlinearity);
   } else {
     T* const rounded = static_cast<T*>(workspace);
-    const int64_t threads = p.batch * plan.dz_stride * int64_t{sizeof(T)} / 16;
-    if (threads > 0) {
-      const dim3 grid(static_cast<unsigned>(ceil_div(threads, kDzThreads)));
-      const cudaError_t error = RNN_EXT_LAUNCH((backward_dz<T>), grid, dim3(kDzThreads), 0, stream, dz, rounded,
-                                               plan.dz_stride, p.batch, p.hidden_size);
-      if (error != cudaSuccess) return error;
-    }
+    const cudaError_t error = launch_backward_dz<T>(p, rounded, plan.dz_stride, nullptr, stream);
+    if (error != cudaSuccess) return error;
     const Matrix<T> m = {rounded, plan.dz_stride, 1};
     q.dz = operand_by_rows(m, p.batch, p.hidden_size, Major::kK);
     q.dz_transposed = operand_by_columns(m, p.hidden_size, p.batch, Major::kRows);

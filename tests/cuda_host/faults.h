@@ -22,6 +22,15 @@ namespace emu {
   fault(no_cluster_exit_sync) \
   fault(counter_not_reset) \
   fault(every_block_adds_up) \
+  /* backward_dz.cuh */ \
+  fault(backward_dz_no_bound) \
+  fault(backward_dz_no_barrier) \
+  /* backward_wgmma.cuh */ \
+  fault(backward_matrix_not_switched) \
+  fault(backward_kind_not_switched) \
+  fault(backward_same_box_twice) \
+  fault(backward_zeros_left) \
+  fault(backward_bias_row_left_out) \
   /* backward_tiled.cuh */ \
   fault(backward_no_barrier_between_tiles) \
   fault(backward_no_store_row_bound) \
@@ -29,7 +38,6 @@ namespace emu {
   fault(backward_misaligned_store) \
   fault(backward_every_column_writes_bias) \
   fault(backward_zeros_not_exact) \
-  fault(backward_dz_no_bound) \
   /* backward_gemv.cuh */ \
   fault(gemv_no_row_bound) \
   fault(gemv_no_column_bound) \

@@ -428,6 +428,7 @@ void record_all_wgmma() {
   record_wgmma<float, 256>("wgmma_tf32_256", "exact");
   record_wgmma<__half, 64, true, false>("wgmma_f16_64_mn_major_a", "exact");
   record_wgmma<__half, 128, false, true>("wgmma_f16_128_mn_major_b", "exact");
+  record_wgmma<__nv_bfloat16, 256, false, true>("wgmma_bf16_256_mn_major_b", "exact");
   record_wgmma<__nv_bfloat16, 256, true, true>("wgmma_bf16_256_mn_major", "exact");
 }
 

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "backward.h"
+#include "backward_wgmma.h"
 #include "forward.cuh"
 #include "forward_wgmma.h"
 #include "rnn_cell_cuda.h"
@@ -79,12 +80,21 @@ cudaError_t launch_backward_named(const BackwardParams<T>& p, cudaStream_t strea
   return launch_with_workspace(p, plan, stream);
 }
 
+template <typename T, int BN>
+cudaError_t launch_backward_wgmma_alone(const BackwardParams<T>& p, cudaStream_t stream) {
+  const BackwardWgmmaWorkspace layout(p.batch, p.hidden_size, p.grad_bias != nullptr);
+  const std::unique_ptr<char[]> workspace(new char[layout.bytes]);
+  return launch_backward_wgmma<T, BN>(p, workspace.get(), stream);
+}
+
 template <typename T>
 struct BackwardLauncher {
   const char* name;
   cudaError_t (*launch)(const BackwardParams<T>&, cudaStream_t);
   bool rounds_dz = true;  // to the operands' dtype, as nn.RNNCell does
   int64_t max_batch = INT64_MAX;
+  bool (*takes)(const BackwardParams<T>&) = nullptr;  // null: everything
+  bool computes = true;                               // this dtype at all
 };
 template <typename T>
 constexpr BackwardLauncher<T> kBackwardKernels[] = {
@@ -95,6 +105,10 @@ constexpr BackwardLauncher<T> kBackwardKernels[] = {
     {"backward_tiled_large", &launch_backward_named<T, kLarge, 90>},
     {"backward_tiled_staged", &launch_backward_named<T, kStaged, 80>},
     {"backward_tiled_turing", &launch_backward_named<T, kStaged, 75>},
+    {"backward_wgmma_128", &launch_backward_wgmma_alone<T, 128>, true, INT64_MAX, &backward_wgmma_takes<T>,
+     kBackwardWgmmaComputes<T>},
+    {"backward_wgmma_256", &launch_backward_wgmma_alone<T, 256>, true, INT64_MAX, &backward_wgmma_takes<T>,
+     kBackwardWgmmaComputes<T>},
 };
 
 }  // namespace rnn_ext::cuda

@@ -299,6 +299,10 @@ void test_backward(const BackwardLauncher<T>& kernel, const Case& c, int wanted)
   const bool rounded = kernel.rounds_dz;
   check::for_each_seed([&](int seed) {
     for (Result<T>* r : {&got_input, &got_hx, &got_W, &got_U, &got_bias, &got_bias_copy}) r->clear();
+    if (kernel.takes != nullptr) {
+      CHECK(kernel.takes(p));
+      emu::options.multiprocessors = 2 + emu::options.seed % 2;  // several tiles a block
+    }
     CHECK(kernel.launch(p, nullptr) == cudaSuccess);
     if (p.grad_input != nullptr) compare(kernel.name, "grad_input", c, seed, got_input, grad_input, rounded);
     if (p.grad_hx != nullptr) compare(kernel.name, "grad_hx", c, seed, got_hx, grad_hx, rounded);
@@ -311,7 +315,7 @@ void test_backward(const BackwardLauncher<T>& kernel, const Case& c, int wanted)
 
 // Without hx the gradient of weight_hh is zero whatever dz is, also in the tiles that sum up dz for the bias.
 TEST(backward_without_hx_is_exactly_zero) {
-  constexpr int64_t B = 12, I = 4, H = 20;
+  constexpr int64_t B = 12, I = 8, H = 24;
   for (const BackwardLauncher<__half>& kernel : kBackwardKernels<__half>) {
     if (B > kernel.max_batch) continue;
     const std::vector<__half> infinite(B * H, __float2half(std::numeric_limits<float>::infinity()));
@@ -332,6 +336,50 @@ TEST(backward_without_hx_is_exactly_zero) {
     }
     for (int64_t i = 0; i < H; ++i) CHECK(std::isinf(grad_bias[i]));
   }
+}
+
+// Only what is asked for has to lie as the copy engine needs it.
+TEST(backward_wgmma_takes_aligned_rows) {
+  constexpr int64_t B = 4, I = 16, H = 24;
+  check::Random random(0);
+  const Operand<__half> wide(H, H + 8, Layout::kContiguous, random);
+  Result<__half> gradient(H * H);
+  const Matrix<__half> m = {wide.matrix().data, H + 8};
+  const auto takes = [&](const auto& change) {
+    BackwardParams<__half> p{m,
+                             m,
+                             m,
+                             m,
+                             m,
+                             m,
+                             gradient.data(),
+                             gradient.data(),
+                             gradient.data(),
+                             gradient.data(),
+                             gradient.data(),
+                             nullptr,
+                             B,
+                             I,
+                             H,
+                             Nonlinearity::kTanh};
+    change(p);
+    return backward_wgmma_takes(p);
+  };
+  using P = BackwardParams<__half>;
+  CHECK(takes([](P&) {}));
+  CHECK(takes([](P& p) { p.hx.data = nullptr; }));
+  CHECK(takes([](P& p) { p.grad_output.col_stride = p.output.row_stride = 3; }));  // those, the first launch reads
+  CHECK(!takes([](P& p) { p.batch = 0; }));
+  CHECK(!takes([](P& p) { p.input_size = 20; }));
+  CHECK(takes([](P& p) { p.input_size = 20, p.grad_input = p.grad_weight_ih = nullptr; }));
+  CHECK(!takes([](P& p) { p.weight_ih.row_stride = 20; }));
+  CHECK(takes([](P& p) { p.weight_ih.row_stride = 20, p.grad_input = nullptr; }));
+  CHECK(!takes([](P& p) { ++p.weight_hh.data; }));
+  CHECK(!takes([](P& p) { p.input.col_stride = 2; }));
+  CHECK(!takes([](P& p) { ++p.hx.data; }));
+  CHECK(!takes([](P& p) { ++p.grad_weight_hh; }));
+  BackwardParams<float> in_float{};
+  CHECK(!backward_wgmma_takes(in_float));
 }
 
 // ---- the cases ------------------------------------------------------------------------------------------------------
@@ -375,6 +423,16 @@ std::vector<Case> aligned_cases() {
           {260, 67, 264, kPadded, Nonlinearity::kRelu, false, true},
           {129, 300, 136, kPadded, Nonlinearity::kTanh, true, false}};
 }
+
+// Around tiles of 128 x 128 and 256 and clusters of two, k-tiles of 64 elements, and rings of 4 and 6 stages; either
+// kind of tiles longer than the other.
+const BackwardCase kAlignedBackward[] = {
+    {{130, 72, 136, Layout::kAlignedRows, Nonlinearity::kSigmoid, true, true}, 31},
+    {{1, 8, 8, Layout::kContiguous, Nonlinearity::kTanh, true, true}, 5},
+    {{261, 264, 72, Layout::kAlignedRows, Nonlinearity::kTanh, false, true}, 31},
+    {{70, 40, 264, Layout::kContiguous, Nonlinearity::kRelu, true, false}, 26},
+    {{40, 16, 400, Layout::kContiguous, Nonlinearity::kTanh, true, true}, 16},
+};
 
 template <typename T>
 void test_all_forward(size_t index) {
@@ -487,6 +545,14 @@ void test_all_backward(size_t index) {
   constexpr int kWanted[] = {kAll, kAll, 16, kAll, 3, 12, kAll, 20, 9};
   int i = 0;
   const BackwardLauncher<T>& kernel = kBackwardKernels<T>[index];
+  if (!kernel.computes) return;
+  if (kernel.takes != nullptr) {
+    for (const BackwardCase& b : kAlignedBackward) {
+      test_backward(kernel, b.c, b.wanted);
+      if (is_bfloat16<T>) break;  // which differs in the types of instructions alone
+    }
+    return;
+  }
   for (const Case& c : cases()) {
     if (c.batch <= kernel.max_batch) test_backward(kernel, c, kWanted[i++ % 9]);
   }

@@ -915,6 +915,7 @@ TEST(wgmma_mn_major) {
   for_each_seed([](int) {
     test_multiply_tiles<__half, 64, true, false>(60, 64, 50);
     test_multiply_tiles<__nv_bfloat16, 128, false, true>(64, 120, 64);
+    test_multiply_tiles<__half, 256, false, true>(64, 250, 33);
     test_multiply_tiles<__half, 256, true, true>(64, 256, 47);
   });
 }
