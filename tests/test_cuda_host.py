@@ -450,7 +450,11 @@ def test_forward_operator(ops, kernel: str, dtype: torch.dtype) -> None:
 @needs_host
 @pytest.mark.parametrize(
     ("kernel", "dtype"),
-    [*itertools.product([k for k in FORWARD if k in ALIGNED], DTYPES[2:]), ("forward_wgmma_64", DTYPES[0]), ("forward_wgmma_128", DTYPES[0])],
+    [
+        *itertools.product([k for k in FORWARD if k in ALIGNED], DTYPES[2:]),
+        ("forward_wgmma_64", DTYPES[0]),
+        ("forward_wgmma_128", DTYPES[0]),
+    ],
     ids=str,
 )
 def test_forward_operator_of_aligned_rows(ops, kernel: str, dtype: torch.dtype) -> None:
@@ -477,7 +481,9 @@ class Cell(torch.autograd.Function):
 
 @needs_host
 @pytest.mark.parametrize("f", range(3), ids=[f.__name__ for f in NONLINEARITIES])
-@pytest.mark.parametrize("kernels", [(FORWARD[0], name) for name in BACKWARD if name not in ALIGNED], ids=lambda k: k[1])
+@pytest.mark.parametrize(
+    "kernels", [(FORWARD[0], name) for name in BACKWARD if name not in ALIGNED], ids=lambda k: k[1]
+)
 def test_operators_pass_gradcheck(ops, kernels: tuple[str, str], f: int) -> None:
     arguments = [t.requires_grad_() for t in operands(3, 4, 5, torch.float64)]
     assert torch.autograd.gradcheck(lambda *a: Cell.apply(ops, kernels, f, *a), arguments)
