@@ -8,7 +8,6 @@
 
 RNN_EXT_TARGET_BEGIN("avx2,fma,f16c")
 
-extern "C" __m256 Sleef_tanhf8_u10(__m256);
 extern "C" __m256 Sleef_expf8_u10(__m256);
 extern "C" __m256d Sleef_tanhd4_u10(__m256d);
 extern "C" __m256d Sleef_expd4_u10(__m256d);

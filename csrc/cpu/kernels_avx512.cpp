@@ -8,7 +8,6 @@
 
 RNN_EXT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
 
-extern "C" __m512 Sleef_tanhf16_u10(__m512);
 extern "C" __m512 Sleef_expf16_u10(__m512);
 extern "C" __m512d Sleef_tanhd8_u10(__m512d);
 extern "C" __m512d Sleef_expd8_u10(__m512d);

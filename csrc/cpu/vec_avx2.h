@@ -1,5 +1,6 @@
 // Vectors of 8 floats or 4 doubles, AVX2 with FMA and F16C. Included inside the namespace and the target region of
-// kernels_avx2.cpp. tanh and exp are SLEEF's, which libtorch_cpu exports and ATen itself uses.
+// kernels_avx2.cpp. exp, and tanh of doubles, are SLEEF's, which libtorch_cpu exports and ATen itself uses.
+#include "tanh.h"
 
 struct VecF32 {
   using S = float;
@@ -11,8 +12,19 @@ struct VecF32 {
   static INLINE V zero() { return _mm256_setzero_ps(); }
   static INLINE V set(float x) { return _mm256_set1_ps(x); }
   static INLINE V fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
-  static INLINE V tanh(V x) { return Sleef_tanhf8_u10(x); }
+  static INLINE V tanh(V x) { return tanh_f32<VecF32>(x); }
   static INLINE V exp(V x) { return Sleef_expf8_u10(x); }
+  static INLINE V round(V x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static INLINE V power_of_two(V n) {  // of whole numbers from -126 to 0
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+  }
+  static INLINE V magnitude_up_to(V x, V most) {  // NaN for a NaN
+    return _mm256_min_ps(most, _mm256_andnot_ps(set(-0.f), x));
+  }
+  static INLINE V with_sign_of(V sign, V x) { return _mm256_or_ps(x, _mm256_and_ps(sign, set(-0.f))); }  // x >= 0
+  static INLINE V where_less(V a, V b, V then, V otherwise) {
+    return _mm256_blendv_ps(otherwise, then, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+  }
   // x where pick is not <= 0 (so also where pick is NaN), elsewhere 0.
   static INLINE V zero_unless_positive(V x, V pick) {
     return _mm256_and_ps(x, _mm256_cmp_ps(pick, _mm256_setzero_ps(), _CMP_NLE_UQ));

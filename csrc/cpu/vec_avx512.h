@@ -1,5 +1,6 @@
 // Vectors of 16 floats or 8 doubles, AVX-512 (F, BW, DQ, VL). Included inside the namespace and the target region of
-// kernels_avx512.cpp. tanh and exp are SLEEF's, which libtorch_cpu exports and ATen itself uses.
+// kernels_avx512.cpp. exp, and tanh of doubles, are SLEEF's, which libtorch_cpu exports and ATen itself uses.
+#include "tanh.h"
 
 struct VecF32 {
   using S = float;
@@ -11,8 +12,15 @@ struct VecF32 {
   static INLINE V zero() { return _mm512_setzero_ps(); }
   static INLINE V set(float x) { return _mm512_set1_ps(x); }
   static INLINE V fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
-  static INLINE V tanh(V x) { return Sleef_tanhf16_u10(x); }
+  static INLINE V tanh(V x) { return tanh_f32<VecF32>(x); }
   static INLINE V exp(V x) { return Sleef_expf16_u10(x); }
+  static INLINE V round(V x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+  static INLINE V power_of_two(V n) { return _mm512_scalef_ps(set(1), n); }  // of whole numbers from -126 to 0
+  static INLINE V magnitude_up_to(V x, V most) { return _mm512_min_ps(most, _mm512_abs_ps(x)); }  // NaN for a NaN
+  static INLINE V with_sign_of(V sign, V x) { return _mm512_or_ps(x, _mm512_and_ps(sign, set(-0.f))); }  // x >= 0
+  static INLINE V where_less(V a, V b, V then, V otherwise) {
+    return _mm512_mask_mov_ps(otherwise, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), then);
+  }
   // x where pick is not <= 0 (so also where pick is NaN), elsewhere 0.
   static INLINE V zero_unless_positive(V x, V pick) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(pick, _mm512_setzero_ps(), _CMP_NLE_UQ), x);
