@@ -199,13 +199,13 @@ def test_long_sums_of_one_sign_are_as_accurate_as_eager(size, dtype, device):
 def test_activations_in_float32_are_within_units_in_the_last_place(nonlinearity, limit, device):
     """Every power of two times 3000 numbers in [1, 2), of both signs: these products are exact."""
     mantissas = 1 + torch.rand(3000, 1)
-    powers = torch.ldexp(torch.ones(1), torch.arange(-40, 7)).unsqueeze(1)
+    powers = torch.ldexp(torch.ones(47, 1), torch.arange(-40, 7).unsqueeze(1))
     z = torch.cat((powers, -powers))
     output = rnn_cell(
         z.to(device), None, mantissas.to(device), torch.zeros(3000, 3000, device=device), nonlinearity=nonlinearity
     )
     exact = getattr(torch, nonlinearity)(z.double() * mantissas.T.double())
-    unit = torch.ldexp(torch.ones((), dtype=torch.float64), torch.frexp(exact).exponent - 24)
+    unit = torch.ldexp(torch.ones_like(exact), torch.frexp(exact).exponent - 24)
     error = ((output.cpu().double() - exact).abs() / unit)[unit >= 2**-149].max().item()  # of normal numbers
     assert error <= limit
 
