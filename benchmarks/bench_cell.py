@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import plots
 import results
 import torch
-from device import default_device, floor_us, gpu_state, probe
+from device import default_device, floor_us, gpu_state, peak_tflop_s, probe
 from peers import PASSES, PEERS, TOLERANCE, Case, Peer, Step, error_of, forget_compiled, make_tensors
 from rich.console import Console
 from rich.table import Table
@@ -171,7 +171,8 @@ def measure_case(
                 "error": errors.get(name),
                 "note": clock_notes.get(name, ""),
             }
-            rows.append(row | times(samples.get(name), samples.get("rnn_ext"), floor))
+            row |= times(samples.get(name), samples.get("rnn_ext"), floor)
+            rows.append(row | rates(case, row["median_us"], facts))
     return rows
 
 
@@ -183,6 +184,14 @@ def times(samples: list[float] | None, ours: list[float] | None, floor: float) -
     found: list[float | None] = [value * 1e6 for value in quartiles(samples)]
     found += quartiles(a / b for a, b in zip(samples, ours, strict=True)) if ours else (None, None, None)
     return dict(zip(names, [*found, found[1] / floor], strict=True))
+
+
+def rates(case: Case, median_us: float | None, facts: dict[str, Any]) -> dict[str, float | None]:
+    """A row's FLOP a second, and their share of the measured peak."""
+    if not median_us:
+        return {"gflop_s": None, "peak_share": None}
+    gflop_s = case.flop / median_us / 1e3
+    return {"gflop_s": gflop_s, "peak_share": gflop_s / (peak_tflop_s(case.dtype, facts) * 1e3)}
 
 
 def progress(items: Iterable[T], unit: str) -> tqdm[T]:
@@ -216,7 +225,17 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
     peers = [name for name in results.values(rows, "peer") if name != "rnn_ext"]
     result = Table(title=title, title_justify="left", caption_justify="left")
     result.caption = "times as long as rnn_ext; ~: noise (under 6 %, or quartiles on either side of 1); -: not measured"
-    for column in ("B, I, H", "pass", "rnn_ext µs", "IQR", "kernels", "/ floor", *(PEERS[p].label for p in peers)):
+    for column in (
+        "B, I, H",
+        "pass",
+        "rnn_ext µs",
+        "IQR",
+        "kernels",
+        "/ floor",
+        "GFLOP/s",
+        "peak",
+        *(PEERS[p].label for p in peers),
+    ):
         result.add_column(column, justify="left" if column in ("B, I, H", "pass") else "right")
     for ours in [row for row in rows if row["peer"] == "rnn_ext"]:
         key = {name: ours[name] for name in ("B", "I", "H")}
@@ -227,10 +246,11 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
             continue
         cells += [f"{ours['median_us']:.1f}", f"{ours['q75_us'] - ours['q25_us']:.1f}"]
         cells += ["-" if ours["kernels"] is None else f"{ours['kernels']:g}", f"{ours['floor_ratio']:.1f}"]
+        cells += [f"{ours['gflop_s']:.3g}", f"{ours['peak_share']:.0%}"]
         result.add_row(*cells, *(results.formatted(found[p]) if p in found else "-" for p in peers))
     for name in results.values(rows, "pass"):
         means = [results.mean_speedup(results.select(rows, peer=peer, pass_=name)) for peer in peers]
-        result.add_row("geometric mean", name, "", "", "", "", *means, style="bold")
+        result.add_row("geometric mean", name, *[""] * 6, *means, style="bold")
     return result
 
 

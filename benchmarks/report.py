@@ -59,9 +59,13 @@ def shape_table(rows: list[dict[str, Any]], dtype: str, clock: str) -> list[str]
                 f"{theirs[0]['median_us']:.1f}",
                 results.formatted(theirs[0]),
                 f"{ours['floor_ratio']:.1f}",
+                f"{ours['gflop_s']:.3g}",
+                f"{ours['peak_share']:.0%}",
             ]
         )
-    return markdown_table(["B, I, H", "pass", "rnn_ext µs", "IQR", "nn.RNNCell µs", "speed-up", "/ floor"], lines, 2)
+    return markdown_table(
+        ["B, I, H", "pass", "rnn_ext µs", "IQR", "nn.RNNCell µs", "speed-up", "/ floor", "GFLOP/s", "of peak"], lines, 2
+    )
 
 
 def section(document: dict[str, Any], folder: str) -> list[str]:

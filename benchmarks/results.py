@@ -70,6 +70,11 @@ ROW: dict[str, tuple[tuple[type, ...], str]] = {
     "kernels": (number + optional, "kernels launched a call, counted by the profiler; null on a CPU"),
     "floor_us": (number, "max(FLOP / peak, bytes / bandwidth) + launches, see device.floor_us"),
     "floor_ratio": (number + optional, "median_us / floor_us"),
+    "gflop_s": (number + optional, "FLOP of the GEMMs / median_us, in 10⁹ a second"),
+    "peak_share": (
+        number + optional,
+        "gflop_s / what facts says of a GEMM of this dtype; a share of the device's best",
+    ),
     "error": (number + optional, "largest ‖got − want‖ / ‖want‖ of the results against float64"),
     "note": (text, "why nothing was measured; else empty"),
 }
