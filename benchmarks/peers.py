@@ -161,12 +161,12 @@ def rnn_step(case: Case, tensors: dict[str, Tensor]) -> Step:
 
 
 @cache
-def compiled_cell(mode: str, nonlinearity: str) -> Callable[..., Tensor]:
+def compiled_cell(mode: str, nonlinearity: str, fused: bool) -> Callable[..., Tensor]:
     """One compiled function for all copies of a case; forget_compiled() between cases."""
     cell = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}[nonlinearity]
 
     def composition(*tensors: Tensor) -> Tensor:
-        return cell(*tensors)
+        return rnn_ext.rnn_cell(*tensors, nonlinearity=nonlinearity) if fused else cell(*tensors)
 
     return torch.compile(composition, mode=mode, dynamic=False)
 
@@ -177,11 +177,11 @@ def forget_compiled() -> None:
     torch._dynamo.reset()
 
 
-def compile_step(mode: str, case: Case, tensors: dict[str, Tensor]) -> Step:
+def compile_step(mode: str, case: Case, tensors: dict[str, Tensor], fused: bool = False) -> Step:
     x, h = inputs(case, tensors)
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     leaves = [x, h, *(nn.Parameter(tensors[name]) for name in names)]
-    cell = compiled_cell(mode, case.nonlinearity)
+    cell = compiled_cell(mode, case.nonlinearity, fused)
 
     def forward() -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()  # the last step's outputs may be overwritten
@@ -236,6 +236,9 @@ def compile_peer(mode: str, device_mode: str | None) -> Peer:
 PEERS = {
     "rnn_ext": Peer("rnn_ext", ours, ours),
     "rnn_ext-graph": Peer("rnn_ext, CUDA graph", lambda c, t: graph_step(ours, c, t), None, cuda_only=True),
+    "rnn_ext-compile": Peer(
+        "rnn_ext, torch.compile", lambda c, t: compile_step("default", c, t, True), None, compiles=True
+    ),
     "rnn_cell": Peer("nn.RNNCell", rnn_cell, rnn_cell),
     "graph": Peer("nn.RNNCell, CUDA graph", lambda c, t: graph_step(rnn_cell, c, t), None, cuda_only=True),
     "addmm": Peer("addmm of cat", addmm_step, addmm_step),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from time import perf_counter
-
 import pytest
 import torch
 from functorch.compile import make_boxed_func
@@ -155,30 +153,3 @@ def test_a_compiled_cell_of_another_dtype_falls_back_to_aten():
     cell = rnn_ext.RNNCell(4, 5, dtype=torch.complex64)
     x = torch.randn(3, 4, dtype=torch.complex64)
     torch.testing.assert_close(torch.compile(cell, fullgraph=True, backend="aot_eager")(x), cell(x))
-
-
-@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
-def test_a_compiled_cell_costs_an_eager_call_and_dynamos_guards(grad):
-    """The guards' cost is measured on a module of the same signature and parameters that does next to nothing.
-
-    Minima of many short rounds, which other programs hardly disturb; half as much again is left for the rest.
-    """
-
-    class Guarded(nn.RNNCell):
-        def forward(self, input: Tensor, hx: Tensor) -> Tensor:
-            return self.bias_ih + self.bias_hh + self.weight_ih[0, 0] + self.weight_hh[0] + input[0, 0] + hx[0]
-
-    eager = rnn_ext.RNNCell(4, 5)
-    calls = [eager, *(torch.compile(cell, fullgraph=True) for cell in (eager, Guarded(4, 5)))]
-    x, hx = torch.randn(10, 4), torch.randn(10, 5)
-    fastest = [float("inf")] * 3
-    with torch.set_grad_enabled(grad):
-        for _ in range(100):
-            for i, call in enumerate(calls):
-                call(x, hx)
-                start = perf_counter()
-                for _ in range(20):
-                    call(x, hx)
-                fastest[i] = min(fastest[i], perf_counter() - start)
-    of_eager, of_compiled, of_guards = fastest
-    assert of_compiled < 1.5 * (of_eager + of_guards)

@@ -24,7 +24,6 @@ ROWS = {
             "compiled_cells_give_eager_results_without_graph_breaks",
             "compiled_graphs_contain_the_fused_operators_both_ways",
             "a_compiled_cell_with_a_dynamic_batch_is_compiled_once",
-            "a_compiled_cell_costs_an_eager_call_and_dynamos_guards",
         ]
     },
     "`torch.export`": {
