@@ -81,7 +81,7 @@ Tensor below_autograd(const Tensor& input, const OptTensor& hx, const Tensor& we
 // Also without CUDA: which forward kernel a GPU would run, and why.
 std::string explain_forward(int64_t batch, int64_t input_size, int64_t hidden_size, const at::ScalarType dtype,
                             int compute_capability, int multiprocessors, int64_t smem_per_block, bool tf32,
-                            const std::string& forced) {
+                            const std::string& split_tf32, const std::string& forced) {
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
                     "no kernel computes in ", dtype);
   TORCH_CHECK_VALUE(batch > 0 && input_size >= 0 && hidden_size > 0, "expected positive sizes, got batch ", batch,
@@ -95,7 +95,10 @@ std::string explain_forward(int64_t batch, int64_t input_size, int64_t hidden_si
   while (vector_bytes > 0 && ((input_size | hidden_size) * cuda::bytes_of(kind)) % vector_bytes != 0) {
     vector_bytes = vector_bytes > 4 ? vector_bytes / 2 : 0;
   }
-  const cuda::ForwardCase c = {batch, input_size, hidden_size, /*hx=*/true, kind, vector_bytes, tf32};
+  const bool tensor_maps = vector_bytes == 16 && input_size > 0;
+  const cuda::ForwardCase c = {batch,       input_size, hidden_size,
+                               /*hx=*/true, kind,       vector_bytes,
+                               tensor_maps, tf32,       cuda::allows_split_tf32(split_tf32.c_str())};
   return cuda::explain_forward(c, {compute_capability, multiprocessors, static_cast<size_t>(smem_per_block)},
                                forced.c_str());
 }

@@ -49,6 +49,15 @@ bool allows_tf32() {
          !at::NoTF32Guard::should_disable_tf32();
 }
 
+// Whether three products of tf32, which keep float32's accuracy, may replace one of float32.
+bool allows_split_tf32() {
+  try {
+    return cuda::allows_split_tf32(std::getenv("RNN_EXT_3XTF32"));
+  } catch (const std::invalid_argument& error) {
+    TORCH_CHECK_VALUE(false, error.what());
+  }
+}
+
 cuda::Device describe_device(int index) {
   const auto attribute = [&](cudaDeviceAttr what) {
     int value = 0;
@@ -115,8 +124,9 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
     using T = typename DeviceType<scalar_t>::type;
     const auto p = forward_params<T>(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, output, nonlinearity);
     if (output.numel() == 0) return;
-    const bool tf32 = std::is_same<T, float>::value && allows_tf32();
-    const auto plan = plan_forward(cuda::forward_case(p, tf32), device);
+    constexpr bool is_float = std::is_same<T, float>::value;
+    const auto c = cuda::forward_case(p, is_float && allows_tf32(), is_float && allows_split_tf32());
+    const auto plan = plan_forward(c, device);
     const auto stream = c10::cuda::getCurrentCUDAStream();
     Tensor workspace, counters;
     if (plan.workspace_bytes > 0) {

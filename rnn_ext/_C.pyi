@@ -43,6 +43,7 @@ def explain_forward(
     multiprocessors: int,
     smem_per_block: int,
     tf32: bool,
+    split_tf32: str,
     forced: str,
 ) -> str: ...
 def cpu_capability() -> str: ...

@@ -4,6 +4,7 @@ python -m rnn_ext                                                         what w
 python -m rnn_ext --explain BATCH INPUT_SIZE HIDDEN_SIZE DTYPE [--gpu G]  the forward kernel for a case, and why
 
 RNN_EXT_KERNEL=NAME, NAME:SPLITS or NAME:SPLITS:workspace forces a forward kernel that --explain lists.
+RNN_EXT_3XTF32=0 keeps float32 off the tensor cores of sm_90a, where three products of tf32 make one of float32.
 """
 
 import argparse
@@ -49,7 +50,8 @@ def explain(case: Sequence[str], gpu: str | None = None, tf32: bool = False) -> 
         tf32: whether PyTorch's precision setting lets float32 products be computed in tf32.
 
     Raises:
-        ValueError: for sizes or a dtype that no kernel takes, or an RNN_EXT_KERNEL that can't take the case.
+        ValueError: for sizes or a dtype that no kernel takes, an RNN_EXT_KERNEL that can't take the case, or
+            another RNN_EXT_3XTF32 than 0 or 1.
     """
     *sizes, name = case
     batch, input_size, hidden_size = map(int, sizes)
@@ -57,7 +59,8 @@ def explain(case: Sequence[str], gpu: str | None = None, tf32: bool = False) -> 
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"there is no dtype torch.{name}")
     forced = os.environ.get("RNN_EXT_KERNEL", "")
-    return _C.explain_forward(batch, input_size, hidden_size, dtype, *describe_gpu(gpu), tf32, forced)
+    split_tf32 = os.environ.get("RNN_EXT_3XTF32", "")
+    return _C.explain_forward(batch, input_size, hidden_size, dtype, *describe_gpu(gpu), tf32, split_tf32, forced)
 
 
 def main() -> None:

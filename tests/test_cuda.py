@@ -111,6 +111,7 @@ KERNELS = [
         "staged_64x64",
     ),
     *("tf32_16x64", "tf32_64x64", "tf32_128x128", "tiled_16x64:8", "tiled_64x64:3", "tiled_64x64:3:workspace"),
+    *("wgmma_128x256", "wgmma_128x128", "wgmma_128x64", "3xtf32_128x128", "3xtf32_128x64"),
 ]
 
 
@@ -135,6 +136,22 @@ def test_each_forward_kernel_by_its_name(monkeypatch, kernel, dtype, size):
     # tf32 keeps 11 significant bits of each operand, and a few hundred products of about 1/16 add up.
     tolerance = {"rtol": 1e-3, "atol": 5e-3} if tf32 else {}
     torch.testing.assert_close(output, expected.to(dtype), **tolerance)
+
+
+def test_large_float32_runs_on_tensor_cores_unless_that_is_forbidden(monkeypatch):
+    """Three products of tf32 make one of float32, to its accuracy; a new setting counts from the next call."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the kernels for it need wgmma")
+    args = random_arguments(1024, 2048, 2048, dtype=torch.float32, device="cuda")
+    expected = eager_cell(*args.map(torch.Tensor.double))
+    for setting, uses_wgmma in [("", True), ("0", False), ("1", True)]:
+        monkeypatch.setenv("RNN_EXT_3XTF32", setting)
+        (name,) = device_work(lambda: rnn_cell(*args))
+        assert ("forward_wgmma" in name) == uses_wgmma
+        torch.testing.assert_close(rnn_cell(*args), expected.float())
+    monkeypatch.setenv("RNN_EXT_3XTF32", "yes")
+    with pytest.raises(ValueError, match="RNN_EXT_3XTF32 must be 0, 1 or unset, got yes"):
+        rnn_cell(*args)
 
 
 def test_launches_that_overlap_do_not_share_counters(monkeypatch):

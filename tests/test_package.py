@@ -113,11 +113,11 @@ def test_the_package_never_touches_the_gpu_on_import():
     subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
 
 
-def explain(*arguments: str, kernel: str = "") -> subprocess.CompletedProcess[str]:
+def explain(*arguments: str, kernel: str = "", split_tf32: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "rnn_ext", "--explain", *arguments],
         cwd=ROOT,
-        env={**os.environ, "RNN_EXT_KERNEL": kernel},
+        env={**os.environ, "RNN_EXT_KERNEL": kernel, "RNN_EXT_3XTF32": split_tf32},
         capture_output=True,
         text=True,
     )
@@ -144,12 +144,43 @@ def test_tf32_is_used_only_where_it_is_allowed():
 
 
 @pytest.mark.parametrize(
+    "case, kernel",
+    [
+        ("1024 4096 4096 bfloat16 --gpu h100", "wgmma_128x256"),
+        ("1024 1024 1024 float16 --gpu h200", "wgmma_128x128"),
+        ("1024 1023 1024 float16 --gpu h100", "staged_"),  # rows that the copy engine can't take
+        ("16 1024 1024 float16 --gpu h100", "tiled_"),  # too few tiles
+        ("1024 4096 4096 bfloat16 --gpu a100", "tiled_"),
+        ("1024 4096 4096 bfloat16 --gpu b200", "tiled_"),
+        ("1024 4096 4096 float32 --gpu h100", "3xtf32_"),
+        ("8192 256 256 float32 --gpu h100", "tiled_"),  # sums too short for it
+    ],
+)
+def test_large_shapes_run_on_wgmma(case, kernel):
+    assert re.search(f"^runs: {kernel}", explain(*case.split()).stdout, re.MULTILINE)
+
+
+def test_3xtf32_is_used_unless_it_is_forbidden():
+    case = ("1024", "4096", "4096", "float32", "--gpu", "h100")
+    assert re.search(r"^runs: 3xtf32_", explain(*case, split_tf32="1").stdout, re.MULTILINE)
+    forbidden = explain(*case, split_tf32="0").stdout
+    assert re.search(r"^runs: tiled_", forbidden, re.MULTILINE) and "RNN_EXT_3XTF32=0 forbids it" in forbidden
+    assert "RNN_EXT_3XTF32=0 forbids it" in explain(*case, kernel="3xtf32_128x64", split_tf32="0").stderr
+    wrong = explain(*case, split_tf32="off")
+    assert wrong.returncode == 2 and "RNN_EXT_3XTF32 must be 0, 1 or unset, got off" in wrong.stderr
+
+
+@pytest.mark.parametrize(
     "case, kernel, message",
     [
         ("9 64 64 float64", "gemv", "it takes batches of up to 8, not 9"),
         ("64 64 64 float32", "tf32_64x64", "PyTorch's setting for matmul does not allow tf32"),
         ("64 63 64 float16", "tiled_64x64", "its copies need 16-bit operands with unit stride along K"),
         ("64 64 64 float32", "tiled_64x64:9", "K can't be split in 9"),
+        ("64 60 64 float16", "wgmma_128x64", "the copy engine needs rows"),
+        ("64 64 64 float16", "wgmma_128x64:2", "wgmma_128x64 does not split K over blocks"),
+        ("64 64 64 float32", "wgmma_128x64", "it is not compiled for this dtype"),
+        ("64 64 64 float16 --gpu b200", "wgmma_128x64", "it is for compute capability 9.0 alone"),
         ("64 64 64 float32", "cublas", "there is no such kernel; there are gemv, "),
         ("64 64 64 int32", "", "no kernel computes in"),
     ],

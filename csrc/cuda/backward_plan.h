@@ -6,11 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __CUDACC__
-#define RNN_EXT_HOST_DEVICE __host__ __device__
-#else
-#define RNN_EXT_HOST_DEVICE
-#endif
+#include "dispatch.h"
 
 namespace rnn_ext::cuda {
 
@@ -146,8 +142,6 @@ struct BackwardPlan {
 };
 
 namespace backward_plan {
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Bytes of a mainloop's ring, of which dz has two slices where it is formed in registers, and of the sums that take its
 // place. The launcher asserts that this is so.

@@ -24,8 +24,14 @@ struct Machine {
   double tensor_flops, tf32_flops, fp32_flops, fp64_flops, fp64_tensor_flops;  // a clock and multiprocessor
 };
 
+// wgmma on sm_90: the peak a clock and multiprocessor, of which hand-written kernels are reported to reach 85 % (800 of
+// 946 TFLOP/s at this clock).
+constexpr double kWgmmaFlops = 0.85 * 4096, kWgmmaTf32Flops = 0.85 * 2048;
+constexpr double kSpecialFunctions = 16;  // a clock: one tanh.approx or ex2 an element of the output
+
 constexpr double kRamp = 1.24, kLatency = 0.35, kRound = 0.30;  // µs: launch; first bytes; start and end of a block
 constexpr double kClusterSync = 0.55, kWorkspaceSync = 1.6;     // µs: two barriers; write, count, read back
+constexpr double kTensorMapFill = 0.40;                         // µs: the tensor maps, before first bytes come
 constexpr double kTripClocks = 700;                             // a load from L2, under load, and its barrier
 constexpr double kSmemBytes = 128, kClusterBytes = 32;          // a clock: own shared memory, and another block's
 
@@ -41,8 +47,6 @@ double compute_flops(const Machine& m, Math math, Dtype dtype) {
   if (math == Math::kTensorCore) return dtype == Dtype::kDouble ? m.fp64_tensor_flops : m.tensor_flops;
   return dtype == Dtype::kDouble ? m.fp64_flops : m.fp32_flops;
 }
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Bytes of shared memory that the engines read for one slice of the tile.
 double smem_traffic(const TiledKernel& k, Dtype dtype) {
@@ -96,6 +100,32 @@ double tiled_microseconds(const TiledKernel& k, const ForwardCase& c, const Devi
   return us + clocks / (m.ghz * 1e3);
 }
 
+int64_t wgmma_clusters(const WgmmaKernel& k, const ForwardCase& c, const Device& d) {
+  const int64_t tiles = ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn);
+  return std::max<int64_t>(1, std::min<int64_t>(tiles, d.multiprocessors / k.cluster));
+}
+
+double wgmma_microseconds(const WgmmaKernel& k, const ForwardCase& c, const Device& d) {
+  const Machine m = machine_of(d.compute_capability);
+  const double size = bytes_of(c.dtype), bk = 128 / size;
+  const int64_t tiles = ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn);
+  const double rounds = double(ceil_div(tiles, wgmma_clusters(k, c, d)));
+  const double k_tiles =
+      double(ceil_div(c.input_size, int64_t(bk)) + (c.hx ? ceil_div(c.hidden_size, int64_t(bk)) : 0));
+  const double products = k.split ? 3 : 1;
+  const double flops = products * 2 * k.bm * k.bn * bk / (k.split ? kWgmmaTf32Flops : kWgmmaFlops);
+  // Each of the two warpgroups reads its 64 rows and all columns; splitting reads all once and writes it twice.
+  const double smem = (products * (k.bm + 2 * k.bn) + (k.split ? 3 * (k.bm + k.bn) : 0)) * bk * size / kSmemBytes;
+  const double rows = double(std::min<int64_t>(k.bm, c.batch)),
+               columns = double(std::min<int64_t>(k.bn, c.hidden_size)) / k.cluster;
+  const double bytes = (rows + columns) * bk * size;
+  double clocks = rounds * k_tiles * std::max({flops, smem, bytes / m.l2_bytes});
+  clocks = std::max(clocks, double(tiles * k.cluster) * k_tiles * bytes / m.l2_total_bytes);
+  // Through shared memory once each way, while the tensor cores wait.
+  clocks += rounds * k.bm * k.bn * (1 / kSpecialFunctions + 2 * size / kSmemBytes);
+  return kRamp + kTensorMapFill + kLatency + kRound + (k.cluster > 1 ? kClusterSync : 0) + clocks / (m.ghz * 1e3);
+}
+
 double gemv_microseconds(const ForwardCase& c, const Device& d, int64_t blocks) {
   const Machine m = machine_of(d.compute_capability);
   const int batch = gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16), rows = gemv_rows(batch, c.dtype);
@@ -134,6 +164,35 @@ std::string why_not_tiled(const TiledKernel& k, const ForwardCase& c, const Devi
   return "";
 }
 
+// Whether this library has code for sm_90a. A build without CUDA explains as if it had.
+bool has_wgmma_code() {
+#ifdef RNN_EXT_WITH_CUDA
+  return std::strstr(RNN_EXT_CUDA_ARCHS, "9.0a") != nullptr;
+#else
+  return true;
+#endif
+}
+
+std::string why_not_wgmma(const WgmmaKernel& k, const ForwardCase& c, const Device& d) {
+  if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
+  if (d.compute_capability != 90) return "it is for compute capability 9.0 alone";
+  if (!has_wgmma_code()) return "this library was compiled without 9.0a in TORCH_CUDA_ARCH_LIST";
+  if (k.split && !c.split_tf32) return "RNN_EXT_3XTF32=0 forbids it";
+  if (!c.tensor_maps) return "the copy engine needs rows, also of the output, at multiples of 16 bytes, and K > 0";
+  if (ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn) > INT32_MAX / 2) {
+    return "there are more tiles than it counts";
+  }
+  return "";
+}
+
+// Why it is left to RNN_EXT_KERNEL to ask for a kernel that can take the case.
+std::string why_only_forced(const WgmmaKernel& k, const ForwardCase& c) {
+  if (k.split && c.input_size + (c.hx ? c.hidden_size : 0) < kMin3xTf32Depth) {
+    return "sums of fewer than " + std::to_string(kMin3xTf32Depth) + " products are more accurate in fp32";
+  }
+  return "";
+}
+
 ForwardPlan plan_gemv(const ForwardCase& c, const Device& d) {
   const bool vectors = c.vector_bytes >= 16;
   const int rows = gemv_rows(gemv_batch(c.batch, c.dtype, vectors), c.dtype);
@@ -155,7 +214,7 @@ ForwardPlan plan_tiled(int index, const ForwardCase& c, const Device& d, int spl
   const int64_t tiles = ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn);
   ForwardPlan plan;
   plan.family = ForwardPlan::Family::kTiled;
-  plan.tiled = index;
+  plan.kernel = index;
   plan.splits = splits;
   plan.blocks = tiles * splits;
   if (splits > 1) plan.reduction = workspace ? Reduction::kWorkspace : Reduction::kCluster;
@@ -166,10 +225,20 @@ ForwardPlan plan_tiled(int index, const ForwardCase& c, const Device& d, int spl
   return plan;
 }
 
+ForwardPlan plan_wgmma(int index, const ForwardCase& c, const Device& d) {
+  const WgmmaKernel& k = kWgmmaKernels[index];
+  ForwardPlan plan;
+  plan.family = ForwardPlan::Family::kWgmma;
+  plan.kernel = index;
+  plan.blocks = wgmma_clusters(k, c, d) * k.cluster;
+  plan.microseconds = wgmma_microseconds(k, c, d);
+  return plan;
+}
+
 constexpr int kMaxSplits = 8;  // what a cluster may have on every GPU with clusters
 
 std::string why_not_split(const ForwardPlan& plan, const ForwardCase& c, const Device& d) {
-  const TiledKernel& k = kTiledKernels[plan.tiled];
+  const TiledKernel& k = kTiledKernels[plan.kernel];
   const int64_t slices = ceil_div(c.input_size, k.bk) + (c.hx ? ceil_div(c.hidden_size, k.bk) : 0);
   if (plan.blocks > INT32_MAX) return "it would need more blocks than a grid has";
   if (plan.splits == 1) return "";
@@ -203,6 +272,10 @@ std::vector<Candidate> candidates(const ForwardCase& c, const Device& d) {
       if (!why.empty()) break;
     }
   }
+  for (int i = 0; i < kNumWgmmaKernels; ++i) {
+    const std::string why = why_not_wgmma(kWgmmaKernels[i], c, d);
+    all.push_back({plan_wgmma(i, c, d), why.empty() ? why_only_forced(kWgmmaKernels[i], c) : why});
+  }
   return all;
 }
 
@@ -222,6 +295,12 @@ ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const char* force
     if (const std::string why = why_not_gemv(c); !why.empty()) fail(why);
     return plan_gemv(c, d);
   }
+  for (int i = 0; i < kNumWgmmaKernels; ++i) {
+    if (name != kWgmmaKernels[i].name) continue;
+    if (splits > 1) fail(name + " does not split K over blocks");
+    if (const std::string why = why_not_wgmma(kWgmmaKernels[i], c, d); !why.empty()) fail(why);
+    return plan_wgmma(i, c, d);
+  }
   std::string why;
   for (int i = 0; i < kNumTiledKernels; ++i) {
     if (name != kTiledKernels[i].name) continue;
@@ -238,10 +317,16 @@ ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const char* force
     for (const TiledKernel& k : kTiledKernels) {
       if (names.find(k.name) == std::string::npos) names += std::string(", ") + k.name;
     }
+    for (const WgmmaKernel& k : kWgmmaKernels) names += std::string(", ") + k.name;
     fail("there is no such kernel; there are " + names);
   }
   fail(why);
   return {};
+}
+
+bool has_dtype(const ForwardPlan& plan, Dtype dtype) {
+  if (plan.family == ForwardPlan::Family::kTiled) return kTiledKernels[plan.kernel].takes(dtype);
+  return plan.family == ForwardPlan::Family::kGemv || kWgmmaKernels[plan.kernel].takes(dtype);
 }
 
 const char* name_of(Reduction r) {
@@ -250,12 +335,17 @@ const char* name_of(Reduction r) {
 
 std::string describe(const ForwardPlan& plan, const ForwardCase& c) {
   char text[200];
-  if (plan.family == ForwardPlan::Family::kGemv) {
+  if (plan.family == ForwardPlan::Family::kWgmma) {
+    const WgmmaKernel& k = kWgmmaKernels[plan.kernel];
+    std::snprintf(text, sizeof text, "%-14s %6lld blocks of 384 threads in clusters of %d, %lld tiles", k.name,
+                  static_cast<long long>(plan.blocks), k.cluster,
+                  static_cast<long long>(ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn)));
+  } else if (plan.family == ForwardPlan::Family::kGemv) {
     std::snprintf(text, sizeof text, "%-14s %6lld blocks, %d rows of the weights a warp group of %d", plan.name(),
                   static_cast<long long>(plan.blocks),
                   gemv_rows(gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16), c.dtype), plan.warps_per_row);
   } else {
-    const TiledKernel& k = kTiledKernels[plan.tiled];
+    const TiledKernel& k = kTiledKernels[plan.kernel];
     std::snprintf(text, sizeof text, "%-14s %6lld blocks of %d threads, K split in %d%s", k.name,
                   static_cast<long long>(plan.blocks), k.threads(), plan.splits, name_of(plan.reduction));
   }
@@ -263,6 +353,13 @@ std::string describe(const ForwardPlan& plan, const ForwardCase& c) {
 }
 
 }  // namespace
+
+bool allows_split_tf32(const char* variable) {
+  const std::string text = variable != nullptr ? variable : "";
+  if (text.empty() || text == "1") return true;
+  if (text == "0") return false;
+  throw std::invalid_argument("RNN_EXT_3XTF32 must be 0, 1 or unset, got " + text);
+}
 
 ForwardPlan plan_forward(const ForwardCase& c, const Device& device, const char* forced) {
   if (forced != nullptr && *forced != '\0') return plan_forced(c, device, forced);
@@ -297,8 +394,7 @@ std::string explain_forward(const ForwardCase& c, const Device& device, const ch
   for (const Candidate& candidate : all) {
     if (candidate.why_not.empty()) {
       std::snprintf(line, sizeof line, "%8.2f  %s\n", candidate.plan.microseconds, describe(candidate.plan, c).c_str());
-    } else if (candidate.plan.splits == 1 &&
-               (candidate.plan.tiled < 0 || kTiledKernels[candidate.plan.tiled].takes(c.dtype))) {
+    } else if (candidate.plan.splits == 1 && has_dtype(candidate.plan, c.dtype)) {
       std::snprintf(line, sizeof line, "       -  %-14s %s\n", candidate.plan.name(), candidate.why_not.c_str());
     } else {
       continue;

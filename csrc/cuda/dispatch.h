@@ -5,11 +5,19 @@
 #include <cstdint>
 #include <string>
 
+#ifdef __CUDACC__
+#define RNN_EXT_HOST_DEVICE __host__ __device__
+#else
+#define RNN_EXT_HOST_DEVICE
+#endif
+
 namespace rnn_ext::cuda {
 
 enum class Dtype : int { kFloat, kDouble, kHalf, kBFloat16 };
 
 constexpr int bytes_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
+
+RNN_EXT_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What multiplies.
 enum class Math {
@@ -86,6 +94,33 @@ constexpr TiledKernel kTiledKernels[] = {
 // clang-format on
 constexpr int kNumTiledKernels = static_cast<int>(sizeof(kTiledKernels) / sizeof(kTiledKernels[0]));
 
+// `wgmma`: sm_90a's own tensor-core instructions, fed by its copy engine, in tiles 128 high. One block a
+// multiprocessor takes tile after tile of the output, and K is never split: few tiles leave most of the GPU idle.
+struct WgmmaKernel {
+  const char* name;
+  bool split;  // fp32 as three products of tf32, which keep fp32's accuracy; else fp16 and bf16
+  int bn;
+  int cluster;  // where the weights are most of what a tile loads, two blocks share them
+
+  static constexpr int bm = 128;
+  constexpr bool takes(Dtype dtype) const { return split ? dtype == Dtype::kFloat : bytes_of(dtype) == 2; }
+};
+
+// clang-format off
+constexpr WgmmaKernel kWgmmaKernels[] = {
+    // name            split  BN   cluster
+    {"wgmma_128x256",  false, 256, 2},  // 2048 x 2048 and larger
+    {"wgmma_128x128",  false, 128, 1},  // fewer tiles than that leave multiprocessors idle
+    {"wgmma_128x64",   false, 64,  1},
+    {"3xtf32_128x128", true,  128, 1},
+    {"3xtf32_128x64",  true,  64,  1},
+};
+// clang-format on
+constexpr int kNumWgmmaKernels = static_cast<int>(sizeof(kWgmmaKernels) / sizeof(kWgmmaKernels[0]));
+
+// Sums of fewer products are off by less in fp32 than three products of tf32 are.
+constexpr int64_t kMin3xTf32Depth = 1024;
+
 // `gemv`: a group of warps computes a few outputs of every batch row, the weights passing by once. Every dtype and
 // architecture, up to this many rows.
 constexpr int gemv_max_batch(Dtype dtype) { return dtype == Dtype::kFloat ? 16 : 8; }
@@ -111,14 +146,21 @@ struct ForwardCase {
   int64_t batch, input_size, hidden_size;
   bool hx;
   Dtype dtype;
-  int vector_bytes;   // 16, 8 or 4: what all operands are aligned to, with unit stride along K; 0: less than that
-  bool tf32 = false;  // PyTorch allows tf32 in matrix products
+  int vector_bytes;        // 16, 8 or 4: what all operands are aligned to, with unit stride along K; 0: less than that
+  bool tensor_maps;        // the copy engine can take all operands and the output: rows at multiples of 16 bytes, K > 0
+  bool tf32 = false;       // PyTorch allows tf32 in matrix products
+  bool split_tf32 = true;  // three products of tf32 may stand in for fp32
 
   bool operator==(const ForwardCase& o) const {
     return batch == o.batch && input_size == o.input_size && hidden_size == o.hidden_size && hx == o.hx &&
-           dtype == o.dtype && vector_bytes == o.vector_bytes && tf32 == o.tf32;
+           dtype == o.dtype && vector_bytes == o.vector_bytes && tensor_maps == o.tensor_maps && tf32 == o.tf32 &&
+           split_tf32 == o.split_tf32;
   }
 };
+
+// Whether RNN_EXT_3XTF32, given as the environment has it (or null), lets fp32 be computed as three products of tf32:
+// 1, empty and unset do, 0 does not. Throws std::invalid_argument for anything else.
+bool allows_split_tf32(const char* variable);
 
 enum class Reduction {
   kNone,
@@ -127,9 +169,9 @@ enum class Reduction {
 };
 
 struct ForwardPlan {
-  enum class Family { kGemv, kTiled };
+  enum class Family { kGemv, kTiled, kWgmma };
   Family family = Family::kGemv;
-  int tiled = -1;         // the row of kTiledKernels
+  int kernel = -1;        // the row of kTiledKernels or kWgmmaKernels
   int warps_per_row = 1;  // gemv: how many warps share K
   int splits = 1;         // tiled: how many blocks share K
   Reduction reduction = Reduction::kNone;
@@ -137,7 +179,11 @@ struct ForwardPlan {
   int64_t workspace_bytes = 0;  // Reduction::kWorkspace: uninitialised, of this launch alone
   double microseconds = 0;      // what the model predicts
 
-  const char* name() const { return family == Family::kGemv ? "gemv" : kTiledKernels[tiled].name; }
+  const char* name() const {
+    return family == Family::kGemv    ? "gemv"
+           : family == Family::kTiled ? kTiledKernels[kernel].name
+                                      : kWgmmaKernels[kernel].name;
+  }
 };
 
 // Counters that one launch may use: one a tile whose K is split through global memory. They are zero between launches.

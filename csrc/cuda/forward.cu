@@ -1,24 +1,46 @@
 // The forward launcher: from a plan to its kernel.
 #include "forward.cuh"
+#include "forward_wgmma.h"
 #include "rnn_cell_cuda.h"
 
 namespace rnn_ext::cuda {
 
 template <typename T>
-ForwardCase forward_case(const ForwardParams<T>& p, bool tf32) {
-  return {p.batch, p.input_size, p.hidden_size, p.hx.data != nullptr, kDtype<T>, common_vector_bytes(p), tf32};
+ForwardCase forward_case(const ForwardParams<T>& p, bool tf32, bool split_tf32) {
+  return {p.batch,   p.input_size,           p.hidden_size,          p.hx.data != nullptr,
+          kDtype<T>, common_vector_bytes(p), forward_wgmma_takes(p), tf32,
+          split_tf32};
+}
+
+template <typename T>
+cudaError_t launch_wgmma(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
+  switch (kWgmmaKernels[plan.kernel].bn) {
+    case 256:
+      return launch_forward_wgmma<T, 256>(p, plan.blocks, stream);
+    case 128:
+      return launch_forward_wgmma<T, 128>(p, plan.blocks, stream);
+    default:
+      return launch_forward_wgmma<T, 64>(p, plan.blocks, stream);
+  }
 }
 
 template <typename T>
 cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
                              cudaStream_t stream) {
   if (p.batch == 0 || p.hidden_size == 0) return cudaSuccess;
-  return plan.family == ForwardPlan::Family::kGemv ? launch_gemv(p, plan, stream)
-                                                   : launch_tiled(p, plan, workspace, counters, stream);
+  switch (plan.family) {
+    case ForwardPlan::Family::kGemv:
+      return launch_gemv(p, plan, stream);
+    case ForwardPlan::Family::kTiled:
+      return launch_tiled(p, plan, workspace, counters, stream);
+    case ForwardPlan::Family::kWgmma:
+      return launch_wgmma(p, plan, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
-#define RNN_EXT_INSTANTIATE(T)                                      \
-  template ForwardCase forward_case(const ForwardParams<T>&, bool); \
+#define RNN_EXT_INSTANTIATE(T)                                            \
+  template ForwardCase forward_case(const ForwardParams<T>&, bool, bool); \
   template cudaError_t rnn_cell_forward(const ForwardParams<T>&, const ForwardPlan&, void*, uint32_t*, cudaStream_t);
 RNN_EXT_INSTANTIATE(float)
 RNN_EXT_INSTANTIATE(double)

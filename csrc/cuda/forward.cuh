@@ -1,5 +1,5 @@
-// The forward's two kernel families, declared apart from their kernels, which take long to compile. dispatch.h says
-// which of them runs when.
+// Two of the forward's kernel families, declared apart from their kernels, which take long to compile; the third is in
+// forward_wgmma.h. dispatch.h says which of them runs when.
 #pragma once
 #include "dispatch.h"
 #include "operand.cuh"

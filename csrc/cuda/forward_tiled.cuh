@@ -189,7 +189,7 @@ cudaError_t launch_tiled(std::integer_sequence<int, kRows...>, const ForwardPara
   cudaError_t e = cudaErrorInvalidValue;
   const auto try_row = [&](auto row) {
     if constexpr (kTiledKernels[row()].takes(kDtype<T>)) {
-      if (plan.tiled == row()) e = launch_tiled_row<T, row()>(p, plan, workspace, counters, stream);
+      if (plan.kernel == row()) e = launch_tiled_row<T, row()>(p, plan, workspace, counters, stream);
     }
   };
   (try_row(std::integral_constant<int, kRows>()), ...);

@@ -8,13 +8,12 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "dispatch.h"
 #include "launch.cuh"
 #include "math.cuh"
 #include "ptx.cuh"
 
 namespace rnn_ext::cuda {
-
-__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // ---- in global memory -----------------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@
 
 namespace rnn_ext::cuda {
 
-// What plan_forward chooses a kernel for.
+// What plan_forward chooses a kernel for: the params, and which precisions the user allows for fp32.
 template <typename T>
-ForwardCase forward_case(const ForwardParams<T>& p, bool tf32);
+ForwardCase forward_case(const ForwardParams<T>& p, bool tf32, bool split_tf32);
 
 // Runs a plan for this very case. `workspace` holds plan.workspace_bytes, aligned to 16; `counters` kMaxCounters that
 // are zero, and are zero again afterwards. Both are of this launch alone while it runs, and null where there is no

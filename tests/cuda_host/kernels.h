@@ -1,8 +1,6 @@
 // The project's launchers by name: the table from which test_kernels.cpp and torch_ops.cpp take what they drive. A new
 // kernel gets a line here.
 #pragma once
-#include <memory>
-
 #include "backward.h"
 #include "backward_wgmma.h"
 #include "forward.cuh"
@@ -11,6 +9,7 @@
 
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace rnn_ext::cuda {
@@ -31,7 +30,14 @@ cudaError_t launch_plan(const ForwardParams<T>& p, const ForwardPlan& plan) {
 // The kernel that would run on a GPU of this compute capability.
 template <typename T, int kComputeCapability>
 cudaError_t launch_forward(const ForwardParams<T>& p, cudaStream_t) {
-  return launch_plan(p, plan_forward(forward_case(p, /*tf32=*/false), {kComputeCapability}, nullptr));
+  return launch_plan(p, plan_forward(forward_case(p, false, true), {kComputeCapability}, nullptr));
+}
+
+// Tiles 128 high and BN wide, on as many multiprocessors as the test says.
+template <typename T, int BN>
+cudaError_t launch_wgmma(const ForwardParams<T>& p, cudaStream_t) {
+  const std::string name = (sizeof(T) == 4 ? "3xtf32_128x" : "wgmma_128x") + std::to_string(BN);
+  return launch_plan(p, plan_forward(forward_case(p, false, true), {90, emu::options.multiprocessors}, name.c_str()));
 }
 
 template <typename T>
@@ -46,9 +52,9 @@ constexpr ForwardKernel<T> kForwardKernels[] = {
     {"forward_as_launched", &launch_forward<T, 90>},
     {"forward_as_launched_sm_80", &launch_forward<T, 80>},
     {"forward_as_launched_sm_75", &launch_forward<T, 75>},
-    {"forward_wgmma_64", &launch_forward_wgmma<T, 64>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 64>},
-    {"forward_wgmma_128", &launch_forward_wgmma<T, 128>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 128>},
-    {"forward_wgmma_256", &launch_forward_wgmma<T, 256>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 256>},
+    {"forward_wgmma_64", &launch_wgmma<T, 64>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 64>},
+    {"forward_wgmma_128", &launch_wgmma<T, 128>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 128>},
+    {"forward_wgmma_256", &launch_wgmma<T, 256>, &forward_wgmma_takes<T>, kForwardWgmmaComputes<T, 256>},
 };
 
 // With a workspace of exactly the size that the plan asks for, where an out-of-bounds access shows.

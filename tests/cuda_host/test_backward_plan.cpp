@@ -24,13 +24,13 @@ TEST(backward_plan_lists_each_tile_once) {
       const BackwardPlan plan = plan_backward(c, {});
       const BackwardKernel& k = kBackwardTiled[plan.kernel];
       const auto tiles = [&](int64_t rows, int64_t columns, const BackwardTileShape& t) {
-        return backward_plan::ceil_div(rows, t.bm) * backward_plan::ceil_div(columns, t.bn);
+        return ceil_div(rows, t.bm) * ceil_div(columns, t.bn);
       };
       int64_t expected = (c.grad_input ? tiles(B, I, k.data) : 0) + (c.grad_hx ? tiles(B, H, k.data) : 0) +
                          (c.grad_weight_ih ? tiles(H, I, k.weight) : 0) +
                          (c.grad_weight_hh ? tiles(H, H, k.weight) : 0);
       const bool has_weight_tiles = (c.grad_weight_ih && I > 0) || c.grad_weight_hh;
-      const int64_t bias_tiles = c.grad_bias ? backward_plan::ceil_div(H, k.weight.bm) : 0;
+      const int64_t bias_tiles = c.grad_bias ? ceil_div(H, k.weight.bm) : 0;
       if (!has_weight_tiles) expected += bias_tiles;
       CHECK(plan.schedule.size() == expected);
       CHECK(plan.blocks <= expected && (plan.blocks > 0 || expected == 0));

@@ -435,18 +435,15 @@ const BackwardCase kAlignedBackward[] = {
 };
 
 template <typename T>
-void test_all_forward(size_t index) {
+void test_aligned_forward(size_t index) {
   const ForwardKernel<T>& kernel = kForwardKernels<T>[index];
+  if (kernel.takes == nullptr || !kernel.computes) return;
   const auto launch = [&](const ForwardParams<T>& p) {
-    if (kernel.takes != nullptr) {
-      CHECK(kernel.takes(p));
-      emu::options.multiprocessors = 2 + emu::options.seed % 2;  // several tiles a block
-    }
+    CHECK(kernel.takes(p));
+    emu::options.multiprocessors = 2 + emu::options.seed % 2;  // several tiles a block
     return kernel.launch(p, nullptr);
   };
-  for (const Case& c : kernel.takes != nullptr ? aligned_cases() : cases()) {
-    if (kernel.computes) test_forward<T>(kernel.name, c, launch);
-  }
+  for (const Case& c : aligned_cases()) test_forward<T>(kernel.name, c, launch);
 }
 
 // The largest error of x Wᵀ that a kernel makes with B = H = 64, as a part of Σ |x| |w|.
@@ -484,9 +481,9 @@ double error_of_product(Launch launch, int depth, Scale scale) {
 // The tensor cores' own rounding is modelled as truncation of each sum of eight products.
 [[maybe_unused]] void test_split_products() {
   const auto in_fp32 = [](const ForwardParams<float>& p) {
-    return launch_plan(p, plan_forward(forward_case(p, /*tf32=*/false), {}, "tiled_128x128"));
+    return launch_plan(p, plan_forward(forward_case(p, false, true), {}, "tiled_128x128"));
   };
-  const auto split = [](const ForwardParams<float>& p) { return launch_forward_wgmma<float, 128>(p, nullptr); };
+  const auto split = [](const ForwardParams<float>& p) { return launch_wgmma<float, 128>(p, nullptr); };
   const auto expect_error = [&](const char* data, int depth, double factor, const auto& scale) {
     const double fp32 = error_of_product(in_fp32, depth, scale), error = error_of_product(split, depth, scale);
     if (!(error <= factor * fp32)) {
@@ -526,8 +523,7 @@ void test_split_infinities() {
   p.batch = kRows, p.input_size = p.hidden_size = kSize;
   p.nonlinearity = Nonlinearity::kRelu;
   for (const int columns : {64, 128}) {
-    CHECK((columns == 64 ? launch_forward_wgmma<float, 64> : launch_forward_wgmma<float, 128>)(p, nullptr) ==
-          cudaSuccess);
+    CHECK((columns == 64 ? launch_wgmma<float, 64> : launch_wgmma<float, 128>)(p, nullptr) == cudaSuccess);
     const float expected[kRows] = {kInfinity, 0, kMax * 0x1p-20f, kNan, 8 * 0x1p-20f};
     for (int i = 0; i < kRows * kSize; ++i) {
       const float want = expected[i / kSize];
@@ -566,9 +562,51 @@ void test_all_backward(size_t index) {
 template <typename T>
 void test_forced(const Case& c, const std::string& forced, int compute_capability, bool tf32 = false) {
   const auto launch = [&](const ForwardParams<T>& p) {
-    return launch_plan(p, plan_forward(forward_case(p, tf32), {compute_capability}, forced.c_str()));
+    return launch_plan(p, plan_forward(forward_case(p, tf32, true), {compute_capability}, forced.c_str()));
   };
   test_forward<T>(forced.c_str(), c, launch, tf32 ? 0x1p-10 : 0);  // each operand to 11 significant bits
+}
+
+// The choice is for this kernel, and a launch of it computes what it should.
+template <typename T>
+void test_launched(const std::string& family, const Device& device, const Case& c) {
+  const auto launch = [&](const ForwardParams<T>& p) {
+    const ForwardPlan plan = plan_forward(forward_case(p, false, true), device, nullptr);
+    if (std::string(plan.name()).rfind(family, 0) != 0) {
+      check::report("%s runs on sm_%d, expected %s", plan.name(), device.compute_capability, family.c_str());
+    }
+    return launch_plan(p, plan);
+  };
+  test_forward<T>(family.c_str(), c, launch);
+}
+
+// Each family, and each architecture that has other kernels; all layouts and shapes are the kernels' own tests' matter.
+TEST(forward_as_launched) {
+  constexpr Nonlinearity kTanh = Nonlinearity::kTanh, kRelu = Nonlinearity::kRelu;
+  const Case empty = {0, 5, 4, Layout::kContiguous, kTanh, true, true},
+             row = {1, 10, 5, Layout::kMisaligned, kTanh, true, true},
+             odd = {17, 33, 35, Layout::kPaddedRows, kRelu, true, true},
+             even = {40, 32, 66, Layout::kContiguous, kTanh, true, false},
+             large = {260, 264, 136, Layout::kAlignedRows, kTanh, true, true},
+             deep = {129, kMin3xTf32Depth, 72, Layout::kAlignedRows, kRelu, false, true};
+  const Device t4 = {75, 40, 64 * 1024}, a100 = {80, 108, 163 * 1024}, h100 = {}, two_of_h100 = {90, 2};
+  test_launched<float>("gemv", h100, empty);
+  test_launched<float>("gemv", h100, row);
+  test_launched<double>("gemv", a100, row);
+  test_launched<__half>("gemv", t4, row);
+  test_launched<float>("tiled", h100, odd);
+  test_launched<double>("tiled", a100, odd);
+  test_launched<__half>("tiled", h100, even);
+  test_launched<__nv_bfloat16>("tiled", a100, even);
+  test_launched<__half>("staged", h100, odd);
+  test_launched<__nv_bfloat16>("staged", a100, odd);
+  test_launched<float>("staged", t4, odd);
+  test_launched<double>("staged", t4, odd);
+  test_launched<__half>("staged", t4, even);
+  test_launched<__nv_bfloat16>("staged", t4, odd);
+  test_launched<__half>("wgmma", two_of_h100, large);
+  test_launched<__nv_bfloat16>("wgmma", two_of_h100, large);
+  test_launched<float>("3xtf32", two_of_h100, deep);
 }
 
 // Batches up to each size that is compiled, K around whole rounds of loads and vectors, aligned and not, and few enough
@@ -642,18 +680,18 @@ const bool registered_by_name = [] {
   return true;
 }();
 
-// One test a kernel of the table, over all dtypes.
+// One test a kernel of kernels.h, over all dtypes.
 const bool registered = [] {
 #if !defined(EMU_ASAN) && !defined(EMU_TSAN)  // numbers are the same there, and long in coming
   check::tests().push_back({"forward_split_products", &test_split_products});
 #endif
   check::tests().push_back({"forward_split_infinities", &test_split_infinities});
   for (size_t i = 0; i < std::size(kForwardKernels<float>); ++i) {
+    if (kForwardKernels<float>[i].takes == nullptr) continue;
     check::tests().push_back({kForwardKernels<float>[i].name, [i] {
-                                test_all_forward<float>(i);
-                                test_all_forward<double>(i);
-                                test_all_forward<__half>(i);
-                                test_all_forward<__nv_bfloat16>(i);
+                                test_aligned_forward<float>(i);
+                                test_aligned_forward<__half>(i);
+                                test_aligned_forward<__nv_bfloat16>(i);
                               }});
   }
   for (size_t i = 0; i < std::size(kBackwardKernels<float>); ++i) {
