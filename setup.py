@@ -80,7 +80,7 @@ archs = os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";") if toolkit else ""
 from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension  # noqa: E402
 
 sources = [f for f in sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp")) if f != "csrc/ops_cuda.cpp"]
-sources.append("csrc/cuda/dispatch.cpp")  # which kernel runs when, also told where there is no CUDA
+sources += sorted(glob.glob("csrc/cuda/*.cpp"))  # which kernel runs when, also told where there is no CUDA
 macros = [("RNN_EXT_CUDA_ARCHS", f'"{archs}"'), ("NDEBUG", None)]
 cxx_flags = ["-O3", "-fvisibility=hidden", "-Wall", "-fopenmp"]  # without OpenMP, at::parallel_for has one thread
 nvcc_flags = ["-O3", "-lineinfo"]

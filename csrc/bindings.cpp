@@ -4,7 +4,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cpu/rnn_cell_cpu.h"
-#include "cuda/dispatch.h"
+#include "cuda/backward_plan.h"
 #include "eager.h"
 
 namespace rnn_ext {
@@ -78,10 +78,10 @@ Tensor below_autograd(const Tensor& input, const OptTensor& hx, const Tensor& we
   return rnn_cell_below_autograd(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, name);
 }
 
-// Also without CUDA: which forward kernel a GPU would run, and why.
-std::string explain_forward(int64_t batch, int64_t input_size, int64_t hidden_size, const at::ScalarType dtype,
-                            int compute_capability, int multiprocessors, int64_t smem_per_block, bool tf32,
-                            const std::string& split_tf32, const std::string& forced) {
+// Also without CUDA: which kernels a GPU would run, forward and backward, and why.
+std::string explain(int64_t batch, int64_t input_size, int64_t hidden_size, const at::ScalarType dtype,
+                    int compute_capability, int multiprocessors, int64_t smem_per_block, bool tf32,
+                    const std::string& split_tf32, const std::string& forced, const std::string& forced_backward) {
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
                     "no kernel computes in ", dtype);
   TORCH_CHECK_VALUE(batch > 0 && input_size >= 0 && hidden_size > 0, "expected positive sizes, got batch ", batch,
@@ -95,12 +95,15 @@ std::string explain_forward(int64_t batch, int64_t input_size, int64_t hidden_si
   while (vector_bytes > 0 && ((input_size | hidden_size) * cuda::bytes_of(kind)) % vector_bytes != 0) {
     vector_bytes = vector_bytes > 4 ? vector_bytes / 2 : 0;
   }
+  const cuda::Device device = {compute_capability, multiprocessors, static_cast<size_t>(smem_per_block)};
   const bool tensor_maps = vector_bytes == 16 && input_size > 0;
-  const cuda::ForwardCase c = {batch,       input_size, hidden_size,
-                               /*hx=*/true, kind,       vector_bytes,
-                               tensor_maps, tf32,       cuda::allows_split_tf32(split_tf32.c_str())};
-  return cuda::explain_forward(c, {compute_capability, multiprocessors, static_cast<size_t>(smem_per_block)},
-                               forced.c_str());
+  cuda::ForwardCase forward = {batch, input_size, hidden_size, /*hx=*/true, kind, vector_bytes, tensor_maps};
+  forward.tf32 = tf32;
+  forward.split_tf32 = cuda::allows_split_tf32(split_tf32.c_str());
+  const cuda::BackwardCase all = {batch, input_size, hidden_size, kind,         true,       true,
+                                  true,  true,       true,        vector_bytes, tensor_maps};
+  return cuda::explain_forward(forward, device, forced.c_str()) + "\n" +
+         cuda::explain_backward(all, device, forced_backward.c_str());
 }
 
 PYBIND11_MODULE(_C, m) {
@@ -110,7 +113,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn_cell_below_autograd", &below_autograd);
   m.def("rnn_cell_gradients", &rnn_cell_gradients, py::call_guard<py::gil_scoped_release>());
   m.def("check_sizes", &check_sizes);
-  m.def("explain_forward", &explain_forward);
+  m.def("explain", &explain);
   m.def("cpu_capability", &cpu::cpu_capability);
 }
 

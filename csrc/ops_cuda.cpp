@@ -70,22 +70,25 @@ cuda::Device describe_device(int index) {
 }
 
 // Planning takes microseconds, and a model calls with the same few cases again and again: each thread remembers some.
-cuda::ForwardPlan plan_forward(const cuda::ForwardCase& c, int device) {
+// `variable` names the environment variable that forces a kernel.
+template <typename Case, typename Plan>
+Plan remembered_plan(Plan (&make_plan)(const Case&, const cuda::Device&, const char*), const Case& c, int device,
+                     const char* variable) {
   struct Entry {
     int device = -1;
-    cuda::ForwardCase c;
+    Case c;
     std::string forced;
-    cuda::ForwardPlan plan;
+    Plan plan;
   };
   static thread_local std::array<Entry, 64> remembered;
-  const char* const variable = std::getenv("RNN_EXT_KERNEL");
-  const std::string_view forced = variable != nullptr ? variable : "";
-  const auto hash = static_cast<size_t>((c.batch * 31 + c.input_size) * 31 + c.hidden_size * 5 + c.hx * 2) +
-                    static_cast<size_t>(c.dtype);
+  const char* const value = std::getenv(variable);
+  const std::string_view forced = value != nullptr ? value : "";
+  const auto hash =
+      static_cast<size_t>((c.batch * 31 + c.input_size) * 31 + c.hidden_size * 5) + static_cast<size_t>(c.dtype);
   Entry& entry = remembered[hash % remembered.size()];
   if (entry.device != device || !(entry.c == c) || entry.forced != forced) {
     try {
-      const auto plan = cuda::plan_forward(c, describe_device(device), variable);
+      const auto plan = make_plan(c, describe_device(device), value);
       entry = {device, c, std::string(forced), plan};
     } catch (const std::invalid_argument& error) {
       TORCH_CHECK_VALUE(false, error.what());
@@ -111,6 +114,28 @@ Tensor counters_of(int device, cudaStream_t stream) {
   return set;
 }
 
+// The products of a plan that leaves them to the library, by the user's precision settings: (1 or 2, B, H), in float32
+// where they are of 16 bits.
+Tensor library_products(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh) {
+  const c10::impl::ExcludeDispatchKeyGuard nothing_around(c10::autograd_dispatch_keyset_with_ADInplaceOrView |
+                                                          c10::autocast_dispatch_keyset);
+  const bool is_16_bit = input.element_size() == 2;
+  const auto options = is_16_bit ? input.options().dtype(at::kFloat) : input.options();
+  auto products = at::empty({hx.has_value() ? 2 : 1, batch_size(input), weight_hh.size(0)}, options);
+  const auto multiply = [&](int64_t i, const Tensor& a, const Tensor& weight) {
+    const auto rows = a.dim() == 1 ? a.unsqueeze(0) : a;
+    auto product = products.select(0, i);
+    if (is_16_bit) {
+      at::mm_out(product, rows, weight.t(), at::kFloat);
+    } else {
+      at::mm_out(product, rows, weight.t());
+    }
+  };
+  multiply(0, input, weight_ih);
+  if (hx.has_value()) multiply(1, *hx, weight_hh);
+  return products;
+}
+
 // ---- the operators --------------------------------------------------------------------------------------------------
 
 Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
@@ -126,10 +151,12 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
     if (output.numel() == 0) return;
     constexpr bool is_float = std::is_same<T, float>::value;
     const auto c = cuda::forward_case(p, is_float && allows_tf32(), is_float && allows_split_tf32());
-    const auto plan = plan_forward(c, device);
+    const auto plan = remembered_plan(cuda::plan_forward, c, device, "RNN_EXT_KERNEL");
     const auto stream = c10::cuda::getCurrentCUDAStream();
     Tensor workspace, counters;
-    if (plan.workspace_bytes > 0) {
+    if (plan.family == cuda::ForwardPlan::Family::kLibrary) {
+      workspace = library_products(input, hx, weight_ih, weight_hh);
+    } else if (plan.workspace_bytes > 0) {
       workspace = at::empty({plan.workspace_bytes}, input.options().dtype(at::kByte));
       counters = counters_of(device, stream);
     }
@@ -144,12 +171,12 @@ std::vector<Tensor> rnn_cell_backward_cuda(const Tensor& grad_output, const Tens
                                            std::string_view name, OutputMask output_mask) {
   const auto nonlinearity = check_backward(grad_output, output, input, hx, weight_ih, weight_hh, name, output_mask);
   const c10::cuda::CUDAGuard guard(output.device());
+  const int device = guard.current_device().index();
   auto gradients = empty_gradients(output, input, weight_ih, output_mask);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_cell_backward", [&] {
     using T = typename DeviceType<scalar_t>::type;
     const auto p = backward_params<T>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity);
-    cuda::BackwardPlan plan;
-    C10_CUDA_CHECK(cuda::plan_rnn_cell_backward(p, &plan));
+    const auto plan = remembered_plan(cuda::plan_backward, cuda::backward_case(p), device, "RNN_EXT_BACKWARD_KERNEL");
     // From the caching allocator: its memory goes to others only behind the kernels on this stream.
     const Tensor workspace =
         plan.workspace_bytes > 0 ? at::empty({plan.workspace_bytes}, output.options().dtype(at::kByte)) : Tensor();

@@ -34,7 +34,7 @@ def rnn_cell_gradients(
     output_mask: Sequence[bool],
 ) -> list[Tensor]: ...
 def check_sizes(input: Tensor, hx: Tensor | None, weight_ih: Tensor, weight_hh: Tensor) -> None: ...
-def explain_forward(
+def explain(
     batch: int,
     input_size: int,
     hidden_size: int,
@@ -45,5 +45,6 @@ def explain_forward(
     tf32: bool,
     split_tf32: str,
     forced: str,
+    forced_backward: str,
 ) -> str: ...
 def cpu_capability() -> str: ...

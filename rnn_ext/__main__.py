@@ -1,9 +1,10 @@
 """What was built, for which architectures, and which kernel runs when.
 
 python -m rnn_ext                                                         what was built
-python -m rnn_ext --explain BATCH INPUT_SIZE HIDDEN_SIZE DTYPE [--gpu G]  the forward kernel for a case, and why
+python -m rnn_ext --explain BATCH INPUT_SIZE HIDDEN_SIZE DTYPE [--gpu G]  the kernels for a case, and why
 
-RNN_EXT_KERNEL=NAME, NAME:SPLITS or NAME:SPLITS:workspace forces a forward kernel that --explain lists.
+RNN_EXT_KERNEL=NAME, NAME:SPLITS or NAME:SPLITS:workspace forces a forward kernel that --explain lists, and
+RNN_EXT_BACKWARD_KERNEL=NAME one for the backward.
 RNN_EXT_3XTF32=0 keeps float32 off the tensor cores of sm_90a, where three products of tf32 make one of float32.
 """
 
@@ -42,7 +43,7 @@ def describe_gpu(name: str | None) -> tuple[int, int, int]:
 
 
 def explain(case: Sequence[str], gpu: str | None = None, tf32: bool = False) -> str:
-    """Which forward kernel would run, of contiguous tensors with hx, and what the model says of the others.
+    """Which kernels would run, on contiguous tensors with hx and for all gradients, and what the model says of others.
 
     Args:
         case: batch, input_size, hidden_size and the name of a dtype.
@@ -50,17 +51,17 @@ def explain(case: Sequence[str], gpu: str | None = None, tf32: bool = False) -> 
         tf32: whether PyTorch's precision setting lets float32 products be computed in tf32.
 
     Raises:
-        ValueError: for sizes or a dtype that no kernel takes, an RNN_EXT_KERNEL that can't take the case, or
-            another RNN_EXT_3XTF32 than 0 or 1.
+        ValueError: for sizes or a dtype that no kernel takes, an RNN_EXT_KERNEL or RNN_EXT_BACKWARD_KERNEL that
+            can't take the case, or another RNN_EXT_3XTF32 than 0 or 1.
     """
     *sizes, name = case
     batch, input_size, hidden_size = map(int, sizes)
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"there is no dtype torch.{name}")
-    forced = os.environ.get("RNN_EXT_KERNEL", "")
-    split_tf32 = os.environ.get("RNN_EXT_3XTF32", "")
-    return _C.explain_forward(batch, input_size, hidden_size, dtype, *describe_gpu(gpu), tf32, split_tf32, forced)
+    variables = ("RNN_EXT_3XTF32", "RNN_EXT_KERNEL", "RNN_EXT_BACKWARD_KERNEL")
+    settings = (os.environ.get(name, "") for name in variables)
+    return _C.explain(batch, input_size, hidden_size, dtype, *describe_gpu(gpu), tf32, *settings)
 
 
 def main() -> None:

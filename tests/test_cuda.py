@@ -86,7 +86,7 @@ def test_the_backward_is_one_launch_unless_it_is_large(size, dtype, hx, asked):
     grad_output = torch.randn_like(output)
     wanted = [t for t in args[asked] if t is not None]
     work = device_work(lambda: torch.autograd.grad(output, wanted, grad_output, retain_graph=True))
-    # In between, where 256 rows lie, a model of the GPU decides (csrc/cuda/backward_plan.h).
+    # In between, where 256 rows lie, a model of the GPU decides (csrc/cuda/backward_plan.cpp).
     assert len(work) == 1 or (size[0] > 65 and len(work) == 2), work
 
 
@@ -111,7 +111,7 @@ KERNELS = [
         "staged_64x64",
     ),
     *("tf32_16x64", "tf32_64x64", "tf32_128x128", "tiled_16x64:8", "tiled_64x64:3", "tiled_64x64:3:workspace"),
-    *("wgmma_128x256", "wgmma_128x128", "wgmma_128x64", "3xtf32_128x128", "3xtf32_128x64"),
+    *("wgmma_128x256", "wgmma_128x128", "wgmma_128x64", "3xtf32_128x128", "3xtf32_128x64", "library"),
 ]
 
 
@@ -127,7 +127,8 @@ def test_each_forward_kernel_by_its_name(monkeypatch, kernel, dtype, size):
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         output = rnn_cell(*args)
-        assert len(device_work(lambda: rnn_cell(*args))) == 1
+        launches = len(device_work(lambda: rnn_cell(*args)))
+        assert launches >= 3 if kernel == "library" else launches == 1
         assert all(torch.equal(output, rnn_cell(*args)) for _ in range(20))
     except ValueError as refusal:
         pytest.skip(str(refusal))
@@ -136,6 +137,30 @@ def test_each_forward_kernel_by_its_name(monkeypatch, kernel, dtype, size):
     # tf32 keeps 11 significant bits of each operand, and a few hundred products of about 1/16 add up.
     tolerance = {"rtol": 1e-3, "atol": 5e-3} if tf32 else {}
     torch.testing.assert_close(output, expected.to(dtype), **tolerance)
+
+
+BACKWARD_KERNELS = [
+    *("gemv", "tiled_small", "tiled_mid", "tiled_large", "tiled_staged", "wgmma_128x256", "wgmma_128x128"),
+]
+
+
+@pytest.mark.parametrize("size", [(7, 200, 136), (7, 33, 41), (130, 264, 72)], ids=str)
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("kernel", BACKWARD_KERNELS)
+def test_each_backward_kernel_by_its_name(monkeypatch, kernel, dtype, size):
+    args = random_arguments(*size, dtype=dtype, device="cuda")
+    grad_output = torch.randn(size[0], size[2], device="cuda").to(dtype)
+    expected = output_and_gradients(eager_cell, args.map(torch.Tensor.double), "tanh", grad_output.double())
+    monkeypatch.setenv("RNN_EXT_BACKWARD_KERNEL", kernel)
+    try:
+        result = output_and_gradients(rnn_cell, args, "tanh", grad_output)
+    except ValueError as refusal:
+        pytest.skip(str(refusal))
+    # h', dz and the result are rounded to the dtype, each once; of the up to 264 terms of a sum each may be off.
+    unit = torch.finfo(dtype).eps / 2
+    for name, gradient in result.items():
+        scale = expected[name].abs().max()
+        torch.testing.assert_close(gradient.double(), expected[name], rtol=4 * unit, atol=16 * unit * float(scale))
 
 
 def test_large_float32_runs_on_tensor_cores_unless_that_is_forbidden(monkeypatch):

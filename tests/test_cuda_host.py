@@ -65,6 +65,7 @@ FAULTS = {
     "no_gemv_row_bound": ("forward_gemv", {"asan": IN_FORWARD_GEMV}),
     "no_gemv_k_bound": ("forward_gemv", {"plain": WRONG, "asan": IN_FORWARD_GEMV}),
     "no_gemv_barrier": ("forward_gemv", {"plain": WRONG, "tsan": IN_FORWARD_GEMV}),
+    "library_no_column_bound": ("forward_library", {"asan": r"forward_library\.cuh:\d+"}),
     "shared_memory_too_small": ("forward_tiled_16x64", {"plain": IN_TILED + ": the kernel uses [0-9]+ bytes"}),
     "half_of_k_forgotten": ("forward_tiled_16x64", {"plain": WRONG}),
     "no_output_row_bound": ("forward_tiled_16x64", {"asan": IN_TILED}),

@@ -17,6 +17,7 @@ from torch import nn
 
 import rnn_ext
 import rnn_ext.__main__ as report
+from rnn_ext import _C
 from rnn_ext.__main__ import GPUS
 
 ROOT = Path(__file__).parents[1]
@@ -113,61 +114,101 @@ def test_the_package_never_touches_the_gpu_on_import():
     subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
 
 
-def explain(*arguments: str, kernel: str = "", split_tf32: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rnn_ext", "--explain", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "RNN_EXT_KERNEL": kernel, "RNN_EXT_3XTF32": split_tf32},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_explain_names_the_kernel_and_the_others():
-    done = explain("1", "256", "256", "float32", "--gpu", "h100")
+def test_explain_is_a_command():
+    command = [sys.executable, "-m", "rnn_ext", "--explain", "1", "256", "256", "float32", "--gpu", "h100"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^runs: gemv ", done.stdout, re.MULTILINE)
+    assert re.search(r"^forward runs: gemv ", done.stdout, re.MULTILINE)
     assert "tiled_64x64" in done.stdout and "no GPU has confirmed it" in done.stdout
+    environment = {**os.environ, "RNN_EXT_KERNEL": "cublas"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "RNN_EXT_KERNEL=cublas: there is no such kernel" in done.stderr
+
+
+needs_wgmma = pytest.mark.skipif(
+    rnn_ext.is_cuda_built() and "9.0a" not in _C.cuda_archs, reason="this build has no kernels for sm_90a"
+)
+
+
+@pytest.fixture
+def explain(monkeypatch):
+    """What --explain prints of a case "B I H DTYPE [GPU [tf32]]" under these environment variables."""
+    for name in ("RNN_EXT_KERNEL", "RNN_EXT_BACKWARD_KERNEL", "RNN_EXT_3XTF32"):
+        monkeypatch.delenv(name, raising=False)
+
+    def explain(case: str, **variables: str) -> str:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        words = case.split()
+        return report.explain(words[:4], words[4] if len(words) > 4 else "h100", "tf32" in words[5:])
+
+    return explain
 
 
 @pytest.mark.parametrize("gpu", GPUS)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_every_gpu_has_a_kernel_for_every_case(gpu, dtype):
-    for case in [(1, 1, 1), (1, 4096, 4096), (17, 33, 35), (64, 1024, 1024), (300, 7, 5001), (4096, 4096, 4096)]:
-        assert "runs: " in report.explain([*map(str, case), dtype], gpu)
-
-
-def test_tf32_is_used_only_where_it_is_allowed():
-    case = ("256", "1024", "1024", "float32", "--gpu", "h100")
-    assert re.search(r"^runs: tiled_", explain(*case).stdout, re.MULTILINE)
-    assert re.search(r"^runs: tf32_", explain(*case, "--tf32").stdout, re.MULTILINE)
+def test_every_gpu_has_a_kernel_for_every_case(explain, gpu, dtype):
+    for sizes in ["1 1 1", "1 4096 4096", "17 33 35", "64 1024 1024", "300 7 5001", "4096 4096 4096"]:
+        text = explain(f"{sizes} {dtype} {gpu}")
+        assert "forward runs: " in text and "backward runs: " in text
 
 
 @pytest.mark.parametrize(
     "case, kernel",
     [
-        ("1024 4096 4096 bfloat16 --gpu h100", "wgmma_128x256"),
-        ("1024 1024 1024 float16 --gpu h200", "wgmma_128x128"),
-        ("1024 1023 1024 float16 --gpu h100", "staged_"),  # rows that the copy engine can't take
-        ("16 1024 1024 float16 --gpu h100", "tiled_"),  # too few tiles
-        ("1024 4096 4096 bfloat16 --gpu a100", "tiled_"),
-        ("1024 4096 4096 bfloat16 --gpu b200", "tiled_"),
-        ("1024 4096 4096 float32 --gpu h100", "3xtf32_"),
-        ("8192 256 256 float32 --gpu h100", "tiled_"),  # sums too short for it
+        ("1 256 256 float32", "gemv"),
+        ("256 1024 1024 float32", "tiled_"),
+        ("256 1024 1024 float32 h100 tf32", "tf32_"),
+        pytest.param("1024 4096 4096 bfloat16", "wgmma_128x256", marks=needs_wgmma),
+        pytest.param("1024 1024 1024 float16 h200", "wgmma_128x128", marks=needs_wgmma),
+        ("1024 1023 1024 float16", "staged_"),  # rows that the copy engine can't take
+        ("16 1024 1024 float16", "tiled_"),  # too few tiles for wgmma
+        ("1024 4096 4096 bfloat16 a100", "tiled_"),
+        pytest.param("1024 4096 4096 float32", "3xtf32_", marks=needs_wgmma),
+        ("8192 256 256 float32", "tiled_"),  # sums too short for it
+        ("4096 4096 4096 float16 t4", "staged_"),
+        ("16 1024 1024 bfloat16 b200", "tiled_"),
+        ("4096 4096 4096 bfloat16 b200", "library"),  # its tensor-core instructions are not in these kernels
+        ("4096 4096 4096 float32 b200", "tiled_"),
+        ("4096 4096 4096 float32 b200 tf32", "library"),
     ],
 )
-def test_large_shapes_run_on_wgmma(case, kernel):
-    assert re.search(f"^runs: {kernel}", explain(*case.split()).stdout, re.MULTILINE)
+def test_the_forward_kernel_of_a_case(explain, case, kernel):
+    assert re.search(f"^forward runs: {kernel}", explain(case), re.MULTILINE)
 
 
-def test_3xtf32_is_used_unless_it_is_forbidden():
-    case = ("1024", "4096", "4096", "float32", "--gpu", "h100")
-    assert re.search(r"^runs: 3xtf32_", explain(*case, split_tf32="1").stdout, re.MULTILINE)
-    forbidden = explain(*case, split_tf32="0").stdout
-    assert re.search(r"^runs: tiled_", forbidden, re.MULTILINE) and "RNN_EXT_3XTF32=0 forbids it" in forbidden
-    assert "RNN_EXT_3XTF32=0 forbids it" in explain(*case, kernel="3xtf32_128x64", split_tf32="0").stderr
-    wrong = explain(*case, split_tf32="off")
-    assert wrong.returncode == 2 and "RNN_EXT_3XTF32 must be 0, 1 or unset, got off" in wrong.stderr
+@pytest.mark.parametrize(
+    "case, kernel",
+    [
+        ("1 256 256 float32", "gemv .*"),
+        ("16 256 256 bfloat16", "tiled_small .* 1 launch"),
+        ("4096 4096 4096 float32", "tiled_large .* 2 launches"),
+        ("4096 4096 4096 bfloat16 a100", "tiled_large .* 2 launches"),
+        pytest.param("4096 4096 4096 bfloat16", "wgmma_128x256 .* 2 launches", marks=needs_wgmma),
+        ("64 63 64 bfloat16", "tiled_staged .* 1 launch"),
+        ("4096 4096 4096 float16 t4", "tiled_staged .* 1 launch"),
+    ],
+)
+def test_the_backward_kernel_of_a_case(explain, case, kernel):
+    assert re.search(f"^backward runs: {kernel}$", explain(case), re.MULTILINE)
+
+
+@needs_wgmma
+def test_3xtf32_is_used_unless_it_is_forbidden(explain):
+    case = "1024 4096 4096 float32"
+    assert "forward runs: 3xtf32_" in explain(case, RNN_EXT_3XTF32="1")
+    forbidden = explain(case, RNN_EXT_3XTF32="0")
+    assert "forward runs: tiled_" in forbidden and "RNN_EXT_3XTF32=0 forbids it" in forbidden
+    with pytest.raises(ValueError, match="RNN_EXT_KERNEL=3xtf32_128x64: RNN_EXT_3XTF32=0 forbids it"):
+        explain(case, RNN_EXT_KERNEL="3xtf32_128x64")
+    with pytest.raises(ValueError, match="RNN_EXT_3XTF32 must be 0, 1 or unset, got off"):
+        explain(case, RNN_EXT_3XTF32="off")
+
+
+def test_the_forced_kernels_are_the_ones_that_run(explain):
+    forced = explain("64 1024 1024 float32", RNN_EXT_KERNEL="tiled_64x64:2", RNN_EXT_BACKWARD_KERNEL="tiled_large")
+    assert re.search("^forward is forced to run: tiled_64x64 .* K split in 2 as a cluster$", forced, re.MULTILINE)
+    assert re.search("^backward is forced to run: tiled_large ", forced, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -177,14 +218,34 @@ def test_3xtf32_is_used_unless_it_is_forbidden():
         ("64 64 64 float32", "tf32_64x64", "PyTorch's setting for matmul does not allow tf32"),
         ("64 63 64 float16", "tiled_64x64", "its copies need 16-bit operands with unit stride along K"),
         ("64 64 64 float32", "tiled_64x64:9", "K can't be split in 9"),
-        ("64 60 64 float16", "wgmma_128x64", "the copy engine needs rows"),
+        pytest.param("64 60 64 float16", "wgmma_128x64", "the copy engine needs rows", marks=needs_wgmma),
         ("64 64 64 float16", "wgmma_128x64:2", "wgmma_128x64 does not split K over blocks"),
         ("64 64 64 float32", "wgmma_128x64", "it is not compiled for this dtype"),
-        ("64 64 64 float16 --gpu b200", "wgmma_128x64", "it is for compute capability 9.0 alone"),
+        ("64 64 64 float16 b200", "wgmma_128x64", "it is not for compute capability 10.0"),
+        ("64 64 64 float32", "library:2", "the library does not split K over blocks"),
         ("64 64 64 float32", "cublas", "there is no such kernel; there are gemv, "),
-        ("64 64 64 int32", "", "no kernel computes in"),
     ],
 )
-def test_a_kernel_that_cannot_take_the_case_is_refused(case, kernel, message):
-    done = explain(*case.split(), kernel=kernel)
-    assert done.returncode == 2 and message in done.stderr, done.stderr
+def test_a_forward_kernel_that_cannot_take_the_case_is_refused(explain, case, kernel, message):
+    with pytest.raises(ValueError, match=re.escape(f"RNN_EXT_KERNEL={kernel}: {message}")):
+        explain(case, RNN_EXT_KERNEL=kernel)
+
+
+@pytest.mark.parametrize(
+    "case, kernel, message",
+    [
+        ("9 64 64 float64", "gemv", "it takes batches of up to 8, not 9"),
+        ("64 63 64 float16", "tiled_mid", "its copies need 16-bit operands with unit stride along rows"),
+        ("64 64 64 float32 t4", "tiled_large", "it is not for compute capability 7.5"),
+        ("64 64 64 float32", "wgmma_128x128", "it is not compiled for this dtype"),
+        ("64 64 64 float32", "cublas", "there is no such kernel; there are gemv, tiled_small, "),
+    ],
+)
+def test_a_backward_kernel_that_cannot_take_the_case_is_refused(explain, case, kernel, message):
+    with pytest.raises(ValueError, match=re.escape(f"RNN_EXT_BACKWARD_KERNEL={kernel}: {message}")):
+        explain(case, RNN_EXT_BACKWARD_KERNEL=kernel)
+
+
+def test_a_dtype_that_no_kernel_computes_in_is_refused(explain):
+    with pytest.raises(ValueError, match="no kernel computes in"):
+        explain("64 64 64 int32")

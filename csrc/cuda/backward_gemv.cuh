@@ -19,8 +19,7 @@
 
 namespace rnn_ext::cuda {
 
-// ---- kernel
-// ----------------------------------------------------------------------------------------------------------
+// ---- kernel ---------------------------------------------------------------------------------------------------------
 
 // Neighbouring elements that move in one access.
 template <typename T, int n>
@@ -253,15 +252,7 @@ __global__ void __launch_bounds__(BackwardGemvTraits<T, kBatch>::kThreads, Backw
   }
 }
 
-// ---- launcher
-// --------------------------------------------------------------------------------------------------------
-
-// The strips' width in bytes: the widest of three that still gives every multiprocessor a strip.
-inline int backward_gemv_strip_bytes(int64_t row_bytes, int multiprocessors) {
-  int bytes = 128;
-  while (bytes > 32 && ceil_div(row_bytes, bytes) < multiprocessors) bytes /= 2;
-  return bytes;
-}
+// ---- launcher -------------------------------------------------------------------------------------------------------
 
 template <typename T>
 bool rows_are_aligned(const Matrix<T>& m, int64_t bytes) {
@@ -286,17 +277,15 @@ BackwardGemvHalf<T> plan_backward_gemv_half(Matrix<T> weight, Matrix<T> operand,
 }
 
 template <typename T, int kBatch>
-cudaError_t launch_backward_gemv(const BackwardParams<T>& p, int multiprocessors, cudaStream_t stream) {
+cudaError_t launch_backward_gemv_of(const BackwardParams<T>& p, const BackwardPlan& plan, cudaStream_t stream) {
   using Traits = BackwardGemvTraits<T, kBatch>;
-  const int64_t wanted_columns =
-      (p.grad_hx || p.grad_weight_hh ? p.hidden_size : 0) + (p.grad_input || p.grad_weight_ih ? p.input_size : 0);
-  const int strip_bytes = backward_gemv_strip_bytes(wanted_columns * int64_t(sizeof(T)), multiprocessors);
   BackwardGemvParams<T> q;
   q.grad_output = p.grad_output;
   q.output = p.output;
-  q.hh = plan_backward_gemv_half<Traits>(p.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.hidden_size, strip_bytes);
-  q.ih =
-      plan_backward_gemv_half<Traits>(p.weight_ih, p.input, p.grad_input, p.grad_weight_ih, p.input_size, strip_bytes);
+  q.hh =
+      plan_backward_gemv_half<Traits>(p.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.hidden_size, plan.strip_bytes);
+  q.ih = plan_backward_gemv_half<Traits>(p.weight_ih, p.input, p.grad_input, p.grad_weight_ih, p.input_size,
+                                         plan.strip_bytes);
   q.grad_bias = p.grad_bias;
   q.grad_bias_copy = p.grad_bias_copy;
   q.batch = p.batch;
@@ -304,25 +293,16 @@ cudaError_t launch_backward_gemv(const BackwardParams<T>& p, int multiprocessors
   q.nonlinearity = p.nonlinearity;
   // The bias needs one block, even if it is the only gradient asked for.
   if (q.hh.strips + q.ih.strips == 0 && p.grad_bias) q.hh.strips = 1;
-  const int64_t strips = q.hh.strips + q.ih.strips;
-  if (strips == 0) return cudaSuccess;
-  if (strips > INT32_MAX) return cudaErrorInvalidConfiguration;
-  return RNN_EXT_LAUNCH((backward_gemv<T, kBatch>), dim3(static_cast<unsigned>(strips)), dim3(Traits::kThreads),
+  return RNN_EXT_LAUNCH((backward_gemv<T, kBatch>), dim3(static_cast<unsigned>(plan.blocks)), dim3(Traits::kThreads),
                         sizeof(BackwardGemvSmem<Traits>), stream, q);
 }
 
 template <typename T>
-cudaError_t launch_backward_gemv(const BackwardParams<T>& p, cudaStream_t stream) {
-  int device = 0, multiprocessors = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error != cudaSuccess) return error;
-  if (p.batch <= 1) return launch_backward_gemv<T, 1>(p, multiprocessors, stream);
-  if (p.batch <= 2) return launch_backward_gemv<T, 2>(p, multiprocessors, stream);
-  if (p.batch <= 4) return launch_backward_gemv<T, 4>(p, multiprocessors, stream);
-  return launch_backward_gemv<T, 8>(p, multiprocessors, stream);
+cudaError_t launch_backward_gemv(const BackwardParams<T>& p, const BackwardPlan& plan, cudaStream_t stream) {
+  if (p.batch <= 1) return launch_backward_gemv_of<T, 1>(p, plan, stream);
+  if (p.batch <= 2) return launch_backward_gemv_of<T, 2>(p, plan, stream);
+  if (p.batch <= 4) return launch_backward_gemv_of<T, 4>(p, plan, stream);
+  return launch_backward_gemv_of<T, 8>(p, plan, stream);
 }
 
 }  // namespace rnn_ext::cuda

@@ -1,3 +1,4 @@
 #include "backward_gemv.cuh"
 
-template cudaError_t rnn_ext::cuda::launch_backward_gemv(const BackwardParams<double>&, cudaStream_t);
+template cudaError_t rnn_ext::cuda::launch_backward_gemv(const BackwardParams<double>&, const BackwardPlan&,
+                                                         cudaStream_t);

@@ -1,3 +1,4 @@
 #include "backward_gemv.cuh"
 
-template cudaError_t rnn_ext::cuda::launch_backward_gemv(const BackwardParams<float>&, cudaStream_t);
+template cudaError_t rnn_ext::cuda::launch_backward_gemv(const BackwardParams<float>&, const BackwardPlan&,
+                                                         cudaStream_t);

@@ -148,7 +148,7 @@ struct BackwardLoops {
   using Data = Mainloop<Engine<T, kMath, DataShape, Major::kK, Major::kRows>, Dz, Operand<T>, k.async>;
   using Weight = Mainloop<Engine<T, kMath, WeightShape, Major::kRows, Major::kRows>, Dz, Operand<T>, k.async>;
   static constexpr size_t kSmem = std::max(sizeof(typename Data::Smem), sizeof(typename Weight::Smem));
-  static_assert(kSmem == backward_plan::smem_bytes(k, BackwardDtypeOf<T>::value), "the plan's idea of it");
+  static_assert(kSmem == k.smem_bytes(kDtype<T>), "the plan's idea of it");
 };
 
 template <typename T>
@@ -201,7 +201,7 @@ cudaError_t launch_backward_rows(const BackwardParams<T>& p, const BackwardPlan&
                                  cudaStream_t stream, std::integer_sequence<int, kRows...>) {
   cudaError_t error = cudaErrorInvalidValue;
   const auto try_row = [&](auto row) {
-    if constexpr (kBackwardTiled[row].takes(BackwardDtypeOf<T>::value)) {
+    if constexpr (kBackwardTiled[row].takes(kDtype<T>)) {
       if (plan.kernel == row) error = launch_backward_row<T, row>(p, plan, workspace, stream);
     }
   };
@@ -212,7 +212,6 @@ cudaError_t launch_backward_rows(const BackwardParams<T>& p, const BackwardPlan&
 template <typename T>
 cudaError_t launch_backward_tiled(const BackwardParams<T>& p, const BackwardPlan& plan, void* workspace,
                                   cudaStream_t stream) {
-  if (plan.blocks == 0) return cudaSuccess;  // nothing asked for, or of no elements
   return launch_backward_rows(p, plan, workspace, stream, std::make_integer_sequence<int, kNumBackwardTiled>{});
 }
 

@@ -1,7 +1,5 @@
 #include "backward_wgmma.h"
 
-#include <algorithm>
-
 #include "backward_wgmma.cuh"
 
 namespace rnn_ext::cuda {
@@ -35,9 +33,10 @@ cudaError_t make_kind(BackwardWgmmaKind& kind, bool is_data, int64_t M, int64_t 
 }
 
 template <typename T, int BN>
-cudaError_t launch(const BackwardParams<T>& p, void* workspace, cudaStream_t stream) {
-  // Two blocks share the wider operand where it is most of what a stage loads.
-  using Shape = WgmmaShape<T, BN, BN == 256 ? 2 : 1>;
+cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, cudaStream_t stream) {
+  constexpr BackwardWgmmaKernel k = kBackwardWgmma[BN == 256 ? 0 : 1];
+  using Shape = WgmmaShape<T, BN, k.cluster>;
+  static_assert(Shape::BM == k.bm && Shape::BN == k.bn, "the table's idea of it");
   const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
   const BackwardWgmmaWorkspace layout(B, H, p.grad_bias != nullptr);
   T* const dz = static_cast<T*>(workspace);
@@ -52,9 +51,6 @@ cudaError_t launch(const BackwardParams<T>& p, void* workspace, cudaStream_t str
   if (e == cudaSuccess) {
     e = make_kind<Shape>(weight, false, H, B, {p.input, p.hx}, {p.grad_weight_ih, p.grad_weight_hh}, {I, H});
   }
-  int device = 0, multiprocessors = 0;
-  if (e == cudaSuccess) e = cudaGetDevice(&device);
-  if (e == cudaSuccess) e = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   if (e == cudaSuccess) e = launch_backward_dz(p, dz, layout.dz_stride, sums, stream);
   if (e != cudaSuccess) return e;
 
@@ -63,11 +59,8 @@ cudaError_t launch(const BackwardParams<T>& p, void* workspace, cudaStream_t str
   q.grad_bias = p.grad_bias;
   q.grad_bias_copy = p.grad_bias_copy;
   q.hidden_size = H;
-  const int64_t tiles = q.kinds[0].size() + q.kinds[1].size();
-  if (tiles > INT32_MAX / 2) return cudaErrorInvalidConfiguration;
-  const int64_t clusters = std::max<int64_t>(1, std::min<int64_t>(tiles, multiprocessors / Shape::kCluster));
-  return RNN_EXT_LAUNCH_CLUSTER((backward_wgmma<Shape>), dim3(static_cast<unsigned>(clusters * Shape::kCluster)),
-                                dim3(Shape::kThreads), dim3(Shape::kCluster), sizeof(WgmmaRing<Shape>), stream, q);
+  return RNN_EXT_LAUNCH_CLUSTER((backward_wgmma<Shape>), dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
+                                dim3(Shape::kCluster), sizeof(WgmmaRing<Shape>), stream, q);
 }
 
 }  // namespace
@@ -85,15 +78,15 @@ bool backward_wgmma_takes(const BackwardParams<T>& p) {
 }
 
 template <typename T, int BN>
-cudaError_t launch_backward_wgmma(const BackwardParams<T>& p, void* workspace, cudaStream_t stream) {
-  if constexpr (kBackwardWgmmaComputes<T>) return launch<T, BN>(p, workspace, stream);
+cudaError_t launch_backward_wgmma(const BackwardParams<T>& p, int64_t blocks, void* workspace, cudaStream_t stream) {
+  if constexpr (kBackwardWgmmaComputes<T>) return launch<T, BN>(p, blocks, workspace, stream);
   return cudaErrorNotSupported;
 }
 
-#define RNN_EXT_INSTANTIATE(T)                                                                       \
-  template bool backward_wgmma_takes(const BackwardParams<T>&);                                      \
-  template cudaError_t launch_backward_wgmma<T, 256>(const BackwardParams<T>&, void*, cudaStream_t); \
-  template cudaError_t launch_backward_wgmma<T, 128>(const BackwardParams<T>&, void*, cudaStream_t);
+#define RNN_EXT_INSTANTIATE(T)                                                                                \
+  template bool backward_wgmma_takes(const BackwardParams<T>&);                                               \
+  template cudaError_t launch_backward_wgmma<T, 256>(const BackwardParams<T>&, int64_t, void*, cudaStream_t); \
+  template cudaError_t launch_backward_wgmma<T, 128>(const BackwardParams<T>&, int64_t, void*, cudaStream_t);
 RNN_EXT_INSTANTIATE(__half)
 RNN_EXT_INSTANTIATE(__nv_bfloat16)
 RNN_EXT_INSTANTIATE(float)

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "model.h"
+
 namespace rnn_ext::cuda {
 namespace {
 
@@ -14,39 +16,16 @@ namespace {
 //
 // A launch costs the ramp, and then as long as its busiest multiprocessor takes: for the blocks that it gets, one after
 // the other, the larger of what they compute, what they read from shared memory and what they read from L2, plus a
-// latency for every round of blocks that it holds at the same time. Weights are taken to be in L2. No GPU has measured
-// any of this yet: peaks are the data sheets', efficiencies and latencies are what others report, and what counts is
-// the order in which the kernels come out.
+// latency for every round of blocks that it holds at the same time.
 
-struct Machine {
-  double ghz;
-  double l2_bytes, l2_total_bytes;  // a clock: one multiprocessor's share at most, and all together
-  double tensor_flops, tf32_flops, fp32_flops, fp64_flops, fp64_tensor_flops;  // a clock and multiprocessor
-};
-
-// wgmma on sm_90: the peak a clock and multiprocessor, of which hand-written kernels are reported to reach 85 % (800 of
-// 946 TFLOP/s at this clock).
-constexpr double kWgmmaFlops = 0.85 * 4096, kWgmmaTf32Flops = 0.85 * 2048;
 constexpr double kSpecialFunctions = 16;  // a clock: one tanh.approx or ex2 an element of the output
 
-constexpr double kRamp = 1.24, kLatency = 0.35, kRound = 0.30;  // µs: launch; first bytes; start and end of a block
-constexpr double kClusterSync = 0.55, kWorkspaceSync = 1.6;     // µs: two barriers; write, count, read back
-constexpr double kTensorMapFill = 0.40;                         // µs: the tensor maps, before first bytes come
-constexpr double kTripClocks = 700;                             // a load from L2, under load, and its barrier
-constexpr double kSmemBytes = 128, kClusterBytes = 32;          // a clock: own shared memory, and another block's
+// tcgen05 on sm_100, which no kernel here has: of the 2250 TFLOP/s in a B200's data sheet the library is reported to
+// reach 70 %; a clock and multiprocessor.
+constexpr double kLibraryFlops = 0.7 * 8690, kLibraryTf32Flops = kLibraryFlops / 2;
 
-Machine machine_of(int compute_capability) {
-  if (compute_capability >= 90) return {1.75, 64, 3140, 2600, 1300, 240, 110, 230};  // mma.sync: 63 % of wgmma's peak
-  if (compute_capability == 80) return {1.40, 64, 3300, 1800, 900, 120, 55, 110};
-  if (compute_capability > 80) return {1.80, 48, 1900, 900, 450, 230, 3.5, 3.5};
-  return {1.50, 40, 800, 850, 0, 120, 3.5, 3.5};
-}
-
-double compute_flops(const Machine& m, Math math, Dtype dtype) {
-  if (math == Math::kTf32) return m.tf32_flops;
-  if (math == Math::kTensorCore) return dtype == Dtype::kDouble ? m.fp64_tensor_flops : m.tensor_flops;
-  return dtype == Dtype::kDouble ? m.fp64_flops : m.fp32_flops;
-}
+constexpr double kWorkspaceSync = 1.6;  // µs: write, count, read back
+constexpr double kClusterBytes = 32;    // a clock: another block's shared memory
 
 // Bytes of shared memory that the engines read for one slice of the tile.
 double smem_traffic(const TiledKernel& k, Dtype dtype) {
@@ -56,12 +35,6 @@ double smem_traffic(const TiledKernel& k, Dtype dtype) {
   // A warp has 4 by 8 threads' parts; the lanes that want the same word share one read.
   const double warps = double(k.bm) * k.bn / (32 * k.parts_m * k.parts_n);
   return warps * (4 * k.parts_m + 8 * k.parts_n) * k.bk * (dtype == Dtype::kDouble ? 8 : 4);
-}
-
-// Instructions for one FFMA: 16-byte reads of shared memory, and copies of single elements, with their addresses, that
-// transpose the operands on their way.
-double simt_instructions(const TiledKernel& k) {
-  return 1 + (k.parts_m + k.parts_n) / (4.0 * k.parts_m * k.parts_n) + 2.0 * (k.bm + k.bn) / (double(k.bm) * k.bn);
 }
 
 double tiled_microseconds(const TiledKernel& k, const ForwardCase& c, const Device& d, int splits,
@@ -76,7 +49,7 @@ double tiled_microseconds(const TiledKernel& k, const ForwardCase& c, const Devi
                columns = double(std::min<int64_t>(k.bn, c.hidden_size));
   const double narrow = c.vector_bytes >= 16 ? 1 : c.vector_bytes == 8 ? 1.2 : 1.5;
   const double flops = 2.0 * k.bm * k.bn * k.bk / compute_flops(m, k.math, c.dtype) *
-                       (k.math == Math::kSimt && size <= 4 ? simt_instructions(k) : 1);
+                       (k.math == Math::kSimt && size <= 4 ? simt_instructions(k.bm, k.bn, k.parts_m, k.parts_n) : 1);
   const double smem = smem_traffic(k, c.dtype) / kSmemBytes;
   const double l2 = (rows + columns) * k.bk * size * narrow / m.l2_bytes;
   const int64_t blocks = tiles * splits, per_sm = ceil_div(blocks, d.multiprocessors);
@@ -112,18 +85,25 @@ double wgmma_microseconds(const WgmmaKernel& k, const ForwardCase& c, const Devi
   const double rounds = double(ceil_div(tiles, wgmma_clusters(k, c, d)));
   const double k_tiles =
       double(ceil_div(c.input_size, int64_t(bk)) + (c.hx ? ceil_div(c.hidden_size, int64_t(bk)) : 0));
-  const double products = k.split ? 3 : 1;
-  const double flops = products * 2 * k.bm * k.bn * bk / (k.split ? kWgmmaTf32Flops : kWgmmaFlops);
-  // Each of the two warpgroups reads its 64 rows and all columns; splitting reads all once and writes it twice.
-  const double smem = (products * (k.bm + 2 * k.bn) + (k.split ? 3 * (k.bm + k.bn) : 0)) * bk * size / kSmemBytes;
   const double rows = double(std::min<int64_t>(k.bm, c.batch)),
                columns = double(std::min<int64_t>(k.bn, c.hidden_size)) / k.cluster;
   const double bytes = (rows + columns) * bk * size;
-  double clocks = rounds * k_tiles * std::max({flops, smem, bytes / m.l2_bytes});
+  double clocks = rounds * k_tiles * std::max(wgmma_clocks(k.bn, k.split), bytes / m.l2_bytes);
   clocks = std::max(clocks, double(tiles * k.cluster) * k_tiles * bytes / m.l2_total_bytes);
   // Through shared memory once each way, while the tensor cores wait.
   clocks += rounds * k.bm * k.bn * (1 / kSpecialFunctions + 2 * size / kSmemBytes);
   return kRamp + kTensorMapFill + kLatency + kRound + (k.cluster > 1 ? kClusterSync : 0) + clocks / (m.ghz * 1e3);
+}
+
+// In tiles of 128 x 256: small ones may be less of a loss than that, but it is large shapes that the choice is about.
+double library_microseconds(const ForwardCase& c, const Device& d) {
+  const Machine m = machine_of(d.compute_capability);
+  const double depth = double(c.input_size) + (c.hx ? double(c.hidden_size) : 0), size = bytes_of(c.dtype);
+  const double outputs = double(c.batch) * double(c.hidden_size), products = c.hx ? 2 : 1;
+  const double rounds = double(ceil_div(ceil_div(c.batch, 128) * ceil_div(c.hidden_size, 256), d.multiprocessors));
+  const double flops = rounds * 2 * 128 * 256 * depth / (size == 2 ? kLibraryFlops : kLibraryTf32Flops);
+  const double bytes = outputs * (2 * products * 4 + size);  // written, and read again
+  return (products + 1) * (kRamp + kLatency + kRound) + (flops + bytes / m.l2_total_bytes) / (m.ghz * 1e3);
 }
 
 double gemv_microseconds(const ForwardCase& c, const Device& d, int64_t blocks) {
@@ -153,8 +133,7 @@ std::string why_not_tiled(const TiledKernel& k, const ForwardCase& c, const Devi
   if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
   if (d.compute_capability < k.first_sm || d.compute_capability > k.last_sm ||
       (c.dtype == Dtype::kBFloat16 && k.math == Math::kTensorCore && d.compute_capability < 80)) {
-    return "it is not for compute capability " + std::to_string(d.compute_capability / 10) + "." +
-           std::to_string(d.compute_capability % 10);
+    return not_for(d.compute_capability);
   }
   if (k.math == Math::kTf32 && !c.tf32) return "PyTorch's setting for matmul does not allow tf32";
   if (k.fill == Fill::kAsync && bytes_of(c.dtype) == 2 && c.vector_bytes < 4) {
@@ -164,21 +143,10 @@ std::string why_not_tiled(const TiledKernel& k, const ForwardCase& c, const Devi
   return "";
 }
 
-// Whether this library has code for sm_90a. A build without CUDA explains as if it had.
-bool has_wgmma_code() {
-#ifdef RNN_EXT_WITH_CUDA
-  return std::strstr(RNN_EXT_CUDA_ARCHS, "9.0a") != nullptr;
-#else
-  return true;
-#endif
-}
-
 std::string why_not_wgmma(const WgmmaKernel& k, const ForwardCase& c, const Device& d) {
   if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
-  if (d.compute_capability != 90) return "it is for compute capability 9.0 alone";
-  if (!has_wgmma_code()) return "this library was compiled without 9.0a in TORCH_CUDA_ARCH_LIST";
+  if (const std::string why = why_no_wgmma(d, c.tensor_maps); !why.empty()) return why;
   if (k.split && !c.split_tf32) return "RNN_EXT_3XTF32=0 forbids it";
-  if (!c.tensor_maps) return "the copy engine needs rows, also of the output, at multiples of 16 bytes, and K > 0";
   if (ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn) > INT32_MAX / 2) {
     return "there are more tiles than it counts";
   }
@@ -191,6 +159,23 @@ std::string why_only_forced(const WgmmaKernel& k, const ForwardCase& c) {
     return "sums of fewer than " + std::to_string(kMin3xTf32Depth) + " products are more accurate in fp32";
   }
   return "";
+}
+
+// It can take everything. But where its GEMMs are made of the instructions that ours have, two of them and a third
+// launch are no gain that could be told without measuring: it is chosen where tensor cores have another, faster
+// instruction. Its sums pass from launch to launch in fp32; in 16 bits they would be rounded twice.
+std::string why_only_forced_library(const ForwardCase& c, const Device& d) {
+  const bool tensor_cores = bytes_of(c.dtype) == 2 || (c.dtype == Dtype::kFloat && c.tf32);
+  const bool has_tcgen05 = d.compute_capability >= 100 && d.compute_capability < 110;
+  return tensor_cores && has_tcgen05 ? "" : "it has no instructions for this that the kernels here lack";
+}
+
+ForwardPlan plan_library(const ForwardCase& c, const Device& d) {
+  ForwardPlan plan;
+  plan.family = ForwardPlan::Family::kLibrary;
+  plan.workspace_bytes = (c.hx ? 2 : 1) * c.batch * c.hidden_size * (c.dtype == Dtype::kDouble ? 8 : 4);
+  plan.microseconds = library_microseconds(c, d);
+  return plan;
 }
 
 ForwardPlan plan_gemv(const ForwardCase& c, const Device& d) {
@@ -251,31 +236,28 @@ std::string why_not_split(const ForwardPlan& plan, const ForwardCase& c, const D
   return "";
 }
 
-struct Candidate {
-  ForwardPlan plan;
-  std::string why_not;
-};
-
-// All that could run, or, with why_not filled in, could not.
-std::vector<Candidate> candidates(const ForwardCase& c, const Device& d) {
-  std::vector<Candidate> all = {{plan_gemv(c, d), why_not_gemv(c)}};
+// All that could run, or, with why_not filled in, that have this dtype and could not.
+std::vector<Candidate<ForwardPlan>> candidates(const ForwardCase& c, const Device& d) {
+  std::vector<Candidate<ForwardPlan>> all = {{plan_gemv(c, d), why_not_gemv(c)}};
   for (int i = 0; i < kNumTiledKernels; ++i) {
-    const std::string why = why_not_tiled(kTiledKernels[i], c, d);
+    if (!kTiledKernels[i].takes(c.dtype)) continue;
+    if (const std::string why = why_not_tiled(kTiledKernels[i], c, d); !why.empty()) {
+      all.push_back({plan_tiled(i, c, d, 1, false), why});
+      continue;
+    }
     for (int splits = 1; splits <= kMaxSplits; splits *= 2) {
-      for (const bool workspace : {false, true}) {
-        if (workspace && (splits == 1 || d.compute_capability >= 90))
-          continue;  // a cluster is faster where there is one
-        const ForwardPlan plan = plan_tiled(i, c, d, splits, workspace);
-        all.push_back({plan, why.empty() ? why_not_split(plan, c, d) : why});
-        if (!why.empty()) break;
-      }
-      if (!why.empty()) break;
+      // Through global memory only where there are no clusters, which are faster.
+      const ForwardPlan plan = plan_tiled(i, c, d, splits, d.compute_capability < 90);
+      const std::string why = why_not_split(plan, c, d);
+      if (splits == 1 || why.empty()) all.push_back({plan, why});
     }
   }
   for (int i = 0; i < kNumWgmmaKernels; ++i) {
+    if (!kWgmmaKernels[i].takes(c.dtype)) continue;
     const std::string why = why_not_wgmma(kWgmmaKernels[i], c, d);
     all.push_back({plan_wgmma(i, c, d), why.empty() ? why_only_forced(kWgmmaKernels[i], c) : why});
   }
+  all.push_back({plan_library(c, d), why_only_forced_library(c, d)});
   return all;
 }
 
@@ -294,6 +276,10 @@ ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const char* force
     if (splits > 1) fail("gemv does not split K over blocks");
     if (const std::string why = why_not_gemv(c); !why.empty()) fail(why);
     return plan_gemv(c, d);
+  }
+  if (name == "library") {
+    if (splits > 1) fail("the library does not split K over blocks");
+    return plan_library(c, d);
   }
   for (int i = 0; i < kNumWgmmaKernels; ++i) {
     if (name != kWgmmaKernels[i].name) continue;
@@ -318,15 +304,11 @@ ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const char* force
       if (names.find(k.name) == std::string::npos) names += std::string(", ") + k.name;
     }
     for (const WgmmaKernel& k : kWgmmaKernels) names += std::string(", ") + k.name;
+    names += ", library";
     fail("there is no such kernel; there are " + names);
   }
   fail(why);
   return {};
-}
-
-bool has_dtype(const ForwardPlan& plan, Dtype dtype) {
-  if (plan.family == ForwardPlan::Family::kTiled) return kTiledKernels[plan.kernel].takes(dtype);
-  return plan.family == ForwardPlan::Family::kGemv || kWgmmaKernels[plan.kernel].takes(dtype);
 }
 
 const char* name_of(Reduction r) {
@@ -335,7 +317,9 @@ const char* name_of(Reduction r) {
 
 std::string describe(const ForwardPlan& plan, const ForwardCase& c) {
   char text[200];
-  if (plan.family == ForwardPlan::Family::kWgmma) {
+  if (plan.family == ForwardPlan::Family::kLibrary) {
+    std::snprintf(text, sizeof text, "%-14s %d launches", plan.name(), c.hx ? 3 : 2);
+  } else if (plan.family == ForwardPlan::Family::kWgmma) {
     const WgmmaKernel& k = kWgmmaKernels[plan.kernel];
     std::snprintf(text, sizeof text, "%-14s %6lld blocks of 384 threads in clusters of %d, %lld tiles", k.name,
                   static_cast<long long>(plan.blocks), k.cluster,
@@ -363,45 +347,19 @@ bool allows_split_tf32(const char* variable) {
 
 ForwardPlan plan_forward(const ForwardCase& c, const Device& device, const char* forced) {
   if (forced != nullptr && *forced != '\0') return plan_forced(c, device, forced);
-  const ForwardPlan* best = nullptr;
-  const std::vector<Candidate> all = candidates(c, device);
-  for (const Candidate& candidate : all) {
-    if (candidate.why_not.empty() && (best == nullptr || candidate.plan.microseconds < best->microseconds)) {
-      best = &candidate.plan;
-    }
-  }
+  const std::vector<Candidate<ForwardPlan>> all = candidates(c, device);
+  const ForwardPlan* const best = best_of(all);
   if (best == nullptr)
     throw std::invalid_argument("rnn_cell: the batch or hidden size needs more blocks than a grid has");
   return *best;
 }
 
 std::string explain_forward(const ForwardCase& c, const Device& device, const char* forced) {
-  const ForwardPlan chosen = plan_forward(c, device, forced);
-  std::vector<Candidate> all = candidates(c, device);
-  std::stable_sort(all.begin(), all.end(), [](const Candidate& a, const Candidate& b) {
-    return a.why_not.empty() != b.why_not.empty() ? a.why_not.empty() : a.plan.microseconds < b.plan.microseconds;
-  });
   const double depth = double(c.input_size) + (c.hx ? double(c.hidden_size) : 0);
   const double flops = 2.0 * double(c.batch) * double(c.hidden_size) * depth;
   const double bytes = bytes_of(c.dtype) * (depth * double(c.hidden_size + c.batch) + double(c.batch * c.hidden_size));
-  char line[300];
-  std::snprintf(line, sizeof line, "%.3g MFLOP, %.3g MB; compute capability %d.%d, %d multiprocessors\n", flops / 1e6,
-                bytes / 1e6, device.compute_capability / 10, device.compute_capability % 10, device.multiprocessors);
-  std::string text = line;
-  std::snprintf(line, sizeof line, "%s: %s\n\nThe model's microseconds (weights in L2; no GPU has confirmed it):\n",
-                forced != nullptr && *forced != '\0' ? "forced" : "runs", describe(chosen, c).c_str());
-  text += line;
-  for (const Candidate& candidate : all) {
-    if (candidate.why_not.empty()) {
-      std::snprintf(line, sizeof line, "%8.2f  %s\n", candidate.plan.microseconds, describe(candidate.plan, c).c_str());
-    } else if (candidate.plan.splits == 1 && has_dtype(candidate.plan, c.dtype)) {
-      std::snprintf(line, sizeof line, "       -  %-14s %s\n", candidate.plan.name(), candidate.why_not.c_str());
-    } else {
-      continue;
-    }
-    text += line;
-  }
-  return text;
+  return report("forward", flops, bytes, device, plan_forward(c, device, forced), forced != nullptr && *forced != '\0',
+                candidates(c, device), [&](const ForwardPlan& plan) { return describe(plan, c); });
 }
 
 }  // namespace rnn_ext::cuda

@@ -1,5 +1,6 @@
-// Which forward kernel runs when: the table of kernels, and the model that picks one of them for a case. Plain C++
-// without torch or CUDA, so that it also runs where there is no GPU: `python -m rnn_ext --explain`.
+// Which forward kernel runs when: the table of kernels, and the model that picks one of them for a case; the backward's
+// are in backward_plan.h. Plain C++ without torch or CUDA, so that it also runs where there is no GPU: `python -m
+// rnn_ext --explain`.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -16,6 +17,11 @@ namespace rnn_ext::cuda {
 enum class Dtype : int { kFloat, kDouble, kHalf, kBFloat16 };
 
 constexpr int bytes_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
+
+// Whether a row of a table is marked for the dtype.
+constexpr bool is_marked(Dtype dtype, bool fp32, bool fp64, bool fp16, bool bf16) {
+  return dtype == Dtype::kFloat ? fp32 : dtype == Dtype::kDouble ? fp64 : dtype == Dtype::kHalf ? fp16 : bf16;
+}
 
 RNN_EXT_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -47,9 +53,7 @@ struct TiledKernel {
   int stages, blocks_per_sm;  // blocks_per_sm: what the registers are limited for
   int first_sm, last_sm;      // compute capabilities, 10 * major + minor
 
-  constexpr bool takes(Dtype dtype) const {
-    return dtype == Dtype::kFloat ? fp32 : dtype == Dtype::kDouble ? fp64 : dtype == Dtype::kHalf ? fp16 : bf16;
-  }
+  constexpr bool takes(Dtype dtype) const { return is_marked(dtype, fp32, fp64, fp16, bf16); }
   constexpr int threads() const {
     return (math == Math::kSimt ? bm / parts_m * (bn / parts_n) : 32 * parts_m * parts_n) * slices;
   }
@@ -169,20 +173,24 @@ enum class Reduction {
 };
 
 struct ForwardPlan {
-  enum class Family { kGemv, kTiled, kWgmma };
+  // kLibrary: the library multiplies, and one launch of ours adds up and activates. Three launches, and sums that pass
+  // through memory.
+  enum class Family { kGemv, kTiled, kWgmma, kLibrary };
   Family family = Family::kGemv;
   int kernel = -1;        // the row of kTiledKernels or kWgmmaKernels
   int warps_per_row = 1;  // gemv: how many warps share K
   int splits = 1;         // tiled: how many blocks share K
   Reduction reduction = Reduction::kNone;
   int64_t blocks = 0;
-  int64_t workspace_bytes = 0;  // Reduction::kWorkspace: uninitialised, of this launch alone
+  int64_t workspace_bytes = 0;  // Reduction::kWorkspace: uninitialised, of this launch alone. kLibrary: x Wᵀ, and after
+                                // it h Uᵀ, unless hx is absent, in fp32 (fp64)
   double microseconds = 0;      // what the model predicts
 
   const char* name() const {
-    return family == Family::kGemv    ? "gemv"
-           : family == Family::kTiled ? kTiledKernels[kernel].name
-                                      : kWgmmaKernels[kernel].name;
+    return family == Family::kGemv      ? "gemv"
+           : family == Family::kLibrary ? "library"
+           : family == Family::kTiled   ? kTiledKernels[kernel].name
+                                        : kWgmmaKernels[kernel].name;
   }
 };
 

@@ -35,6 +35,8 @@ cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan,
       return launch_tiled(p, plan, workspace, counters, stream);
     case ForwardPlan::Family::kWgmma:
       return launch_wgmma(p, plan, stream);
+    case ForwardPlan::Family::kLibrary:
+      return launch_library(p, workspace, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -6,12 +6,6 @@
 
 namespace rnn_ext::cuda {
 
-template <typename T>
-constexpr Dtype kDtype = sizeof(T) == 8                   ? Dtype::kDouble
-                         : sizeof(T) == 4                 ? Dtype::kFloat
-                         : std::is_same<T, __half>::value ? Dtype::kHalf
-                                                          : Dtype::kBFloat16;
-
 // What all operands are aligned to, with unit stride along K, as in Operand.
 template <typename T>
 int common_vector_bytes(const ForwardParams<T>& p) {
@@ -29,5 +23,9 @@ cudaError_t launch_gemv(const ForwardParams<T>& p, const ForwardPlan& plan, cuda
 template <typename T>
 cudaError_t launch_tiled(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
                          cudaStream_t stream);
+
+// The last of the launches where the library multiplies, in forward_library.cu. `workspace`: its products.
+template <typename T>
+cudaError_t launch_library(const ForwardParams<T>& p, const void* workspace, cudaStream_t stream);
 
 }  // namespace rnn_ext::cuda

@@ -23,6 +23,7 @@ constexpr WgmmaKernel row_of() {
   for (const WgmmaKernel& k : kWgmmaKernels) {
     if (k.bn == BN && k.split == (sizeof(T) == 4)) return k;
   }
+  return {};
 }
 
 template <typename T, int BN>

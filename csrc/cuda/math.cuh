@@ -4,11 +4,19 @@
 #include <cuda_fp16.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "../params.h"
+#include "dispatch.h"
 #include "ptx.cuh"
 
 namespace rnn_ext::cuda {
+
+template <typename T>
+constexpr Dtype kDtype = sizeof(T) == 8                   ? Dtype::kDouble
+                         : sizeof(T) == 4                 ? Dtype::kFloat
+                         : std::is_same<T, __half>::value ? Dtype::kHalf
+                                                          : Dtype::kBFloat16;
 
 // fp16 and bf16 accumulate in fp32.
 template <typename T>

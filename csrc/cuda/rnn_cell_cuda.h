@@ -14,16 +14,20 @@ namespace rnn_ext::cuda {
 template <typename T>
 ForwardCase forward_case(const ForwardParams<T>& p, bool tf32, bool split_tf32);
 
-// Runs a plan for this very case. `workspace` holds plan.workspace_bytes, aligned to 16; `counters` kMaxCounters that
+// Runs a plan for this very case. `workspace` holds plan.workspace_bytes, aligned to 16, and, where the plan asks for
+// them, the library's products; `counters` kMaxCounters that
 // are zero, and are zero again afterwards. Both are of this launch alone while it runs, and null where there is no
 // workspace_bytes.
 template <typename T>
 cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
                              cudaStream_t stream);
 
-// `workspace`: plan.workspace_bytes, 16-byte aligned, uninitialised, and this call's alone until its kernels have run.
+// What plan_backward chooses a kernel for.
 template <typename T>
-cudaError_t plan_rnn_cell_backward(const BackwardParams<T>& p, BackwardPlan* plan);
+BackwardCase backward_case(const BackwardParams<T>& p);
+
+// Runs a plan for this very case. `workspace`: plan.workspace_bytes, 16-byte aligned, uninitialised, and this call's
+// alone until its kernels have run.
 template <typename T>
 cudaError_t rnn_cell_backward(const BackwardParams<T>& p, const BackwardPlan& plan, void* workspace,
                               cudaStream_t stream);

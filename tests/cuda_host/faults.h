@@ -22,6 +22,8 @@ namespace emu {
   fault(no_cluster_exit_sync) \
   fault(counter_not_reset) \
   fault(every_block_adds_up) \
+  /* forward_library.cuh */ \
+  fault(library_no_column_bound) \
   /* backward_dz.cuh */ \
   fault(backward_dz_no_bound) \
   fault(backward_dz_no_barrier) \

@@ -14,11 +14,31 @@
 
 namespace rnn_ext::cuda {
 
+// In the library's place.
+template <typename T>
+void multiply_as_library(const ForwardParams<T>& p, Accumulator<T>* products) {
+  const auto multiply = [&](const Matrix<T>& a, const Matrix<T>& weight, int64_t depth) {
+    for (int64_t i = 0; i < p.batch * p.hidden_size; ++i) {
+      const int64_t row = i / p.hidden_size, column = i % p.hidden_size;
+      Accumulator<T> sum = 0;
+      for (int64_t k = 0; k < depth; ++k) {
+        sum += widen(a.data[row * a.row_stride + k * a.col_stride]) *
+               widen(weight.data[column * weight.row_stride + k * weight.col_stride]);
+      }
+      *products++ = sum;
+    }
+  };
+  multiply(p.input, p.weight_ih, p.input_size);
+  if (p.hx.data != nullptr) multiply(p.hx, p.weight_hh, p.hidden_size);
+}
+
 // As ops_cuda.cpp does it: a workspace that holds anything, counters that are zero and must be so again.
 template <typename T>
 cudaError_t launch_plan(const ForwardParams<T>& p, const ForwardPlan& plan) {
   std::unique_ptr<unsigned char[]> workspace(new unsigned char[plan.workspace_bytes]);
   std::fill_n(workspace.get(), plan.workspace_bytes, 0xff);  // NaN
+  if (plan.family == ForwardPlan::Family::kLibrary)
+    multiply_as_library(p, reinterpret_cast<Accumulator<T>*>(workspace.get()));
   std::vector<uint32_t> counters(kMaxCounters);
   const cudaError_t e = rnn_cell_forward(p, plan, workspace.get(), counters.data(), nullptr);
   for (const uint32_t counter : counters) {
@@ -63,34 +83,27 @@ cudaError_t launch_with_workspace(const BackwardParams<T>& p, const BackwardPlan
   const std::unique_ptr<char[]> workspace(new char[plan.workspace_bytes]);
   return rnn_cell_backward(p, plan, plan.workspace_bytes > 0 ? workspace.get() : nullptr, stream);
 }
+// The kernel that would run on a GPU, or the one of that name on a GPU of that compute capability. Where T has none of
+// that name there, the one that would run.
 template <typename T>
 cudaError_t launch_backward_as_planned(const BackwardParams<T>& p, cudaStream_t stream) {
-  BackwardPlan plan;
-  const cudaError_t error = plan_rnn_cell_backward(p, &plan);
-  return error == cudaSuccess ? launch_with_workspace(p, plan, stream) : error;
+  return launch_with_workspace(p, plan_backward(backward_case(p), {}, nullptr), stream);
 }
-
-// The tiled kernel `kName` on a GPU of that compute capability, or, if T has none of that name there, the one chosen.
-enum Tiled { kSmall, kMid, kLarge, kStaged };
-template <typename T, Tiled kName, int kComputeCapability>
+enum BackwardName { kGemv, kSmall, kMid, kLarge, kStaged, kWgmma128, kWgmma256 };
+template <typename T, BackwardName kName, int kComputeCapability>
 cudaError_t launch_backward_named(const BackwardParams<T>& p, cudaStream_t stream) {
-  constexpr const char* kNames[] = {"tiled_small", "tiled_mid", "tiled_large", "tiled_staged"};
-  BackwardDevice device;
-  const cudaError_t error = backward_device(&device);
-  if (error != cudaSuccess) return error;
-  device.compute_capability = kComputeCapability;
-  device.multiprocessors = 1;  // so that blocks have several tiles
+  constexpr const char* kNames[] = {"gemv",         "tiled_small",   "tiled_mid",    "tiled_large",
+                                    "tiled_staged", "wgmma_128x128", "wgmma_128x256"};
   const BackwardCase c = backward_case(p);
-  BackwardPlan plan = plan_backward(c, device, kNames[kName]);
-  if (plan.kernel < 0) plan = plan_backward(c, device);
+  const bool tiled = kName >= kSmall && kName <= kStaged;  // on one multiprocessor, so that blocks have several tiles
+  const Device device = {kComputeCapability, tiled ? 1 : emu::options.multiprocessors};
+  BackwardPlan plan;
+  try {
+    plan = plan_backward(c, device, kNames[kName]);
+  } catch (const std::invalid_argument&) {
+    plan = plan_backward(c, device, nullptr);
+  }
   return launch_with_workspace(p, plan, stream);
-}
-
-template <typename T, int BN>
-cudaError_t launch_backward_wgmma_alone(const BackwardParams<T>& p, cudaStream_t stream) {
-  const BackwardWgmmaWorkspace layout(p.batch, p.hidden_size, p.grad_bias != nullptr);
-  const std::unique_ptr<char[]> workspace(new char[layout.bytes]);
-  return launch_backward_wgmma<T, BN>(p, workspace.get(), stream);
 }
 
 template <typename T>
@@ -105,15 +118,15 @@ struct BackwardLauncher {
 template <typename T>
 constexpr BackwardLauncher<T> kBackwardKernels[] = {
     {"backward_as_launched", &launch_backward_as_planned<T>},
-    {"backward_gemv", &launch_backward_gemv<T>, false, kMaxGemvBatch},
+    {"backward_gemv", &launch_backward_named<T, kGemv, 90>, false, kMaxGemvBatch},
     {"backward_tiled_small", &launch_backward_named<T, kSmall, 90>},
     {"backward_tiled_mid", &launch_backward_named<T, kMid, 90>},
     {"backward_tiled_large", &launch_backward_named<T, kLarge, 90>},
     {"backward_tiled_staged", &launch_backward_named<T, kStaged, 80>},
     {"backward_tiled_turing", &launch_backward_named<T, kStaged, 75>},
-    {"backward_wgmma_128", &launch_backward_wgmma_alone<T, 128>, true, INT64_MAX, &backward_wgmma_takes<T>,
+    {"backward_wgmma_128", &launch_backward_named<T, kWgmma128, 90>, true, INT64_MAX, &backward_wgmma_takes<T>,
      kBackwardWgmmaComputes<T>},
-    {"backward_wgmma_256", &launch_backward_wgmma_alone<T, 256>, true, INT64_MAX, &backward_wgmma_takes<T>,
+    {"backward_wgmma_256", &launch_backward_named<T, kWgmma256, 90>, true, INT64_MAX, &backward_wgmma_takes<T>,
      kBackwardWgmmaComputes<T>},
 };
 

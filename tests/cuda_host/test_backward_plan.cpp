@@ -11,7 +11,7 @@ namespace {
 using namespace rnn_ext::cuda;
 
 constexpr BackwardCase everything(int64_t batch, int64_t input_size, int64_t hidden_size) {
-  return {batch, input_size, hidden_size, BackwardDtype::kHalf, true, true, true, true, true, 16};
+  return {batch, input_size, hidden_size, Dtype::kHalf, true, true, true, true, true, 16, false};
 }
 
 TEST(backward_plan_lists_each_tile_once) {
@@ -21,7 +21,7 @@ TEST(backward_plan_lists_each_tile_once) {
       BackwardCase c = everything(B, I, H);
       c.grad_input = wanted & 1, c.grad_hx = wanted & 2, c.grad_weight_ih = wanted & 4, c.grad_weight_hh = wanted & 8;
       c.grad_bias = wanted & 16;
-      const BackwardPlan plan = plan_backward(c, {});
+      const BackwardPlan plan = plan_backward(c, {}, wanted % 2 == 0 ? "tiled_small" : "tiled_large");
       const BackwardKernel& k = kBackwardTiled[plan.kernel];
       const auto tiles = [&](int64_t rows, int64_t columns, const BackwardTileShape& t) {
         return ceil_div(rows, t.bm) * ceil_div(columns, t.bn);
@@ -66,10 +66,10 @@ TEST(backward_plan_has_a_kernel_for_everything) {
     for (int dtype = 0; dtype < 4; ++dtype) {
       for (const int vector_bytes : {0, 4, 8, 16}) {
         BackwardCase c = everything(40, 30, 50);
-        c.dtype = static_cast<BackwardDtype>(dtype);
+        c.dtype = static_cast<Dtype>(dtype);
         c.vector_bytes = vector_bytes;
-        const BackwardDevice device = {sm, 80, sm == 75 ? 64 * 1024 : 99 * 1024};
-        const BackwardPlan plan = plan_backward(c, device);
+        const Device device = {sm, 80, (sm == 75 ? 64u : 99u) * 1024};
+        const BackwardPlan plan = plan_backward(c, device, nullptr);
         CHECK(plan.kernel >= 0 && plan.blocks > 0 && plan.microseconds > 0);
         if (sm == 75) CHECK(!kBackwardTiled[plan.kernel].async);  // cp.async traps there
         if (vector_bytes == 0 && bytes_of(c.dtype) == 2) CHECK(!kBackwardTiled[plan.kernel].async);
@@ -80,15 +80,15 @@ TEST(backward_plan_has_a_kernel_for_everything) {
 
 // The longer kind first: few rows make deep data tiles, many rows deep weight tiles.
 TEST(backward_plan_starts_with_the_longest_tiles) {
-  CHECK(plan_backward(everything(16, 1024, 1024), {}).schedule.data_first);
-  CHECK(!plan_backward(everything(1 << 16, 64, 64), {}).schedule.data_first);
+  CHECK(plan_backward(everything(16, 1024, 1024), {}, nullptr).schedule.data_first);
+  CHECK(!plan_backward(everything(1 << 16, 64, 64), {}, nullptr).schedule.data_first);
 }
 
 // dz is worth a launch of its own where every tile would form it again many times over.
 TEST(backward_plan_takes_two_launches_for_large_shapes) {
-  CHECK(plan_backward(everything(16, 256, 256), {}).launches() == 1);
-  CHECK(plan_backward(everything(64, 1024, 1024), {}).launches() == 1);
-  const BackwardPlan large = plan_backward(everything(4096, 4096, 4093), {});
+  CHECK(plan_backward(everything(16, 256, 256), {}, nullptr).launches() == 1);
+  CHECK(plan_backward(everything(64, 1024, 1024), {}, nullptr).launches() == 1);
+  const BackwardPlan large = plan_backward(everything(4096, 4096, 4093), {}, nullptr);
   CHECK(large.launches() == 2);
   CHECK(large.dz_stride == 4096 && large.workspace_bytes == int64_t{4096} * 4096 * 2);
 }

@@ -585,12 +585,12 @@ TEST(forward_as_launched) {
   constexpr Nonlinearity kTanh = Nonlinearity::kTanh, kRelu = Nonlinearity::kRelu;
   const Case empty = {0, 5, 4, Layout::kContiguous, kTanh, true, true},
              row = {1, 10, 5, Layout::kMisaligned, kTanh, true, true},
-             odd = {17, 33, 35, Layout::kPaddedRows, kRelu, true, true},
+             odd = {17, 33, 35, Layout::kContiguous, kRelu, true, true},
              even = {40, 32, 66, Layout::kContiguous, kTanh, true, false},
              large = {260, 264, 136, Layout::kAlignedRows, kTanh, true, true},
              deep = {129, kMin3xTf32Depth, 72, Layout::kAlignedRows, kRelu, false, true};
   const Device t4 = {75, 40, 64 * 1024}, a100 = {80, 108, 163 * 1024}, h100 = {}, two_of_h100 = {90, 2};
-  test_launched<float>("gemv", h100, empty);
+  test_launched<float>("", h100, empty);
   test_launched<float>("gemv", h100, row);
   test_launched<double>("gemv", a100, row);
   test_launched<__half>("gemv", t4, row);
@@ -628,6 +628,16 @@ void test_gemv() {
   }
 }
 
+// More rows than a block has in flight, and columns on both sides of its threads.
+template <typename T>
+void test_library() {
+  constexpr Nonlinearity kTanh = Nonlinearity::kTanh, kRelu = Nonlinearity::kRelu, kSigmoid = Nonlinearity::kSigmoid;
+  test_forced<T>({1, 1, 1, Layout::kContiguous, kTanh, true, true}, "library", 90);
+  test_forced<T>({19, 5, 257, Layout::kMisaligned, kRelu, true, true}, "library", 90);
+  test_forced<T>({8, 4, 300, Layout::kTransposed, kSigmoid, false, true}, "library", 90);
+  test_forced<T>({3, 7, 40, Layout::kPaddedRows, kTanh, true, false}, "library", 90);
+}
+
 // Around the row's own tile and slice, with every way to split K. What goes by cp.async in 16 bits must be 4-byte
 // aligned; the others take any layout.
 template <typename T>
@@ -660,6 +670,12 @@ const bool registered_by_name = [] {
                               test_gemv<double>();
                               test_gemv<__half>();
                               test_gemv<__nv_bfloat16>();
+                            }});
+  check::tests().push_back({"forward_library", [] {
+                              test_library<float>();
+                              test_library<double>();
+                              test_library<__half>();
+                              test_library<__nv_bfloat16>();
                             }});
   static std::vector<std::string> names;  // for check::Test, which keeps a pointer
   for (const TiledKernel& k : kTiledKernels) {
