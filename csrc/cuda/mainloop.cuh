@@ -132,7 +132,8 @@ struct Mainloop {
       const int read = RNN_EXT_PLANTED(wrong_stage) ? next_stage : stage;
       const auto* a = smem.ring.a[kAsyncA ? read : staged];
       const auto* b = smem.ring.b[kAsyncB ? read : staged];
-      if (!kSumRows || tile.n < tile.n_end) engine.multiply(a, b);  // else the row sums are all there is to it
+      // Without columns, the row sums are all there is to it.
+      if (!kSumRows || tile.n < tile.n_end || RNN_EXT_PLANTED(backward_zeros_not_exact)) engine.multiply(a, b);
       if constexpr (kSumRows) {
         const int row = static_cast<int>(threadIdx.x);
         if (row < Shape::BM && sums_rows) {
