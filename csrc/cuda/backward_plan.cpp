@@ -108,8 +108,10 @@ BackwardPlan plan_wgmma(int kernel, const BackwardCase& c, const Device& device)
   const double data_tiles = double(ceil_div(c.hidden_size, 64)), weight_tiles = double(ceil_div(c.batch, 64));
   const double data = data_tiles * k_tile + epilogue, weight = weight_tiles * k_tile + epilogue;
   const double n_data = double(tiles.data), n_weight = double(tiles.weight);
-  double clocks = std::max((n_data * data + n_weight * weight) / double(clusters) + std::min(data, weight) / 2,
-                           std::max(n_data > 0 ? data : 0, n_weight > 0 ? weight : 0));
+  // The first cluster has the most tiles, and of these the most long ones.
+  const int64_t front = ceil_div(data >= weight ? tiles.data : tiles.weight, clusters);
+  double clocks =
+      double(front) * std::max(data, weight) + double(ceil_div(all, clusters) - front) * std::min(data, weight);
   clocks = std::max(clocks, (n_data * data_tiles + n_weight * weight_tiles) * k.cluster * bytes / m.l2_total_bytes);
   clocks += kTileClocks + 3.0 * double(plan.workspace_bytes) / m.l2_total_bytes;  // of the first launch
   plan.microseconds = kRamp * plan.launches() + kTensorMapFill + kLatency + kRound +

@@ -93,4 +93,36 @@ TEST(backward_plan_takes_two_launches_for_large_shapes) {
   CHECK(large.dz_stride == 4096 && large.workspace_bytes == int64_t{4096} * 4096 * 2);
 }
 
+// fp16 and bf16 on sm_90a, from the size on where there are tiles enough.
+TEST(backward_plan_takes_wgmma_for_large_shapes) {
+  BackwardCase c = everything(4096, 4096, 4096);
+  const auto runs_on_wgmma = [&](int sm) {
+    return plan_backward(c, {sm}, nullptr).family == BackwardPlan::Family::kWgmma;
+  };
+  CHECK(!runs_on_wgmma(90));  // whose rows the copy engine can't take
+  c.tensor_maps = true;
+  CHECK(runs_on_wgmma(90) && !runs_on_wgmma(80) && !runs_on_wgmma(100));
+  c.dtype = Dtype::kFloat;
+  CHECK(!runs_on_wgmma(90));
+  c = everything(16, 256, 256);
+  c.tensor_maps = true;
+  CHECK(!runs_on_wgmma(90));
+}
+
+TEST(backward_plan_of_wgmma) {
+  BackwardCase c = everything(100, 72, 40);
+  c.tensor_maps = true;
+  BackwardPlan plan = plan_backward(c, {}, "wgmma_128x256");
+  // Two kinds of one tile for I and one for H; dz in rows of 40, and sums of 32 rows.
+  CHECK(plan.blocks == 2 * 4 && plan.launches() == 2 && plan.dz_stride == 40);
+  CHECK(plan.workspace_bytes == 100 * 40 * 2 + 4 * 40 * 4);
+  c.grad_bias = c.grad_hx = false;
+  plan = plan_backward(c, {}, "wgmma_128x128");
+  CHECK(plan.blocks == 3 && plan.workspace_bytes == 100 * 40 * 2);
+  c.grad_input = c.grad_weight_ih = c.grad_weight_hh = false;
+  CHECK(plan_backward(c, {}, "wgmma_128x128").blocks == 0);
+  c.grad_bias = true;
+  CHECK(plan_backward(c, {}, "wgmma_128x256").blocks == 2);
+}
+
 }  // namespace
