@@ -11,7 +11,7 @@ import pytest
 
 from rnn_ext import _C
 
-CAPABILITIES = ("default", "avx2", "avx512")
+CAPABILITIES = ("default", "avx2", "avx512", "avx512_bf16")
 
 
 def run(capability: str, *command: str) -> subprocess.CompletedProcess:

@@ -286,10 +286,11 @@ def test_results_are_bitwise_the_same_from_run_to_run(size, dtype, device):
 SHARED_WORK = [(1, 1000, 150), (60, 40, 40)] if _C.cpu_capability() == "default" else [(1, 2000, 300), (200, 90, 130)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("size", SHARED_WORK, ids=str)
-def test_results_are_bitwise_the_same_for_any_number_of_threads(size):
-    args = random_arguments(*size, dtype=torch.float32)
-    grad_output = torch.randn(size[0], size[2])
+def test_results_are_bitwise_the_same_for_any_number_of_threads(size, dtype):
+    args = random_arguments(*size, dtype=dtype)
+    grad_output = torch.randn(size[0], size[2], dtype=dtype)
     threads, results = torch.get_num_threads(), []
     try:
         for n in (1, 2, 3, 8):
@@ -311,6 +312,16 @@ def test_a_row_does_not_depend_on_the_rest_of_its_batch(nonlinearity, device):
     others = torch.arange(70) != 40
     assert result[40].isnan().all()
     assert torch.equal(result[others], expected[others])
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("size", [(3, 7, 5), (41, 33, 65)], ids=str)
+def test_gaps_between_rows_stay_out_of_the_results(size, dtype, device):
+    """Vectors and pairs of terms past a row's end may not even be multiplied by zero: the gaps hold NaN."""
+    args = random_arguments(*size, dtype=dtype, device=device).map(row_slice)
+    grad_output = row_slice(torch.randn(size[0], size[2]).to(device, dtype))
+    for name, result in output_and_gradients(rnn_cell, args, "tanh", grad_output).items():
+        assert result.isfinite().all(), name
 
 
 def test_arguments_are_left_unchanged(device):

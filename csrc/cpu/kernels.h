@@ -58,6 +58,10 @@ const KernelTable& kernels_default();
 #define RNN_EXT_CPU_X86 1
 const KernelTable& kernels_avx2();
 const KernelTable& kernels_avx512();
+#if __has_include(<avx512bf16intrin.h>)
+#define RNN_EXT_CPU_AVX512_BF16 1
+const KernelTable& kernels_avx512_bf16();
+#endif
 #endif
 
 }  // namespace rnn_ext::cpu

@@ -25,9 +25,16 @@ bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
 }
+
+#ifdef RNN_EXT_CPU_AVX512_BF16
+bool has_avx512_bf16() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 5) != 0;
+}
+#endif
 #endif
 
-enum class Level { kDefault, kAvx2, kAvx512 };
+enum class Level { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
 
 Level choose_level() {
 #ifdef RNN_EXT_CPU_X86
@@ -38,6 +45,9 @@ Level choose_level() {
   const char* asked = std::getenv("RNN_EXT_CPU_CAPABILITY");
   const auto asks = [asked](const char* name) { return asked != nullptr && std::strcmp(asked, name) == 0; };
   if (asks("default")) return Level::kDefault;
+#ifdef RNN_EXT_CPU_AVX512_BF16
+  if (has_avx512 && has_avx512_bf16() && !asks("avx2") && !asks("avx512")) return Level::kAvx512Bf16;
+#endif
   if (has_avx512 && !asks("avx2")) return Level::kAvx512;
   if (has_avx2) return Level::kAvx2;
 #endif
@@ -51,6 +61,9 @@ Level level() {
 
 const KernelTable& table() {
 #ifdef RNN_EXT_CPU_X86
+#ifdef RNN_EXT_CPU_AVX512_BF16
+  if (level() == Level::kAvx512Bf16) return kernels_avx512_bf16();
+#endif
   if (level() == Level::kAvx512) return kernels_avx512();
   if (level() == Level::kAvx2) return kernels_avx2();
 #endif

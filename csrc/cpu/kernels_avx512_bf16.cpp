@@ -1,0 +1,50 @@
+// The bfloat16 kernels for AVX-512 with vdpbf16ps; everything else is kernels_avx512.cpp's. Not built by compilers that
+// don't know the instruction (GCC before 10).
+#include "kernels.h"
+#include "kernels_macros.h"
+
+#ifdef RNN_EXT_CPU_AVX512_BF16
+#include <immintrin.h>
+
+RNN_EXT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
+
+extern "C" __m512 Sleef_tanhf16_u10(__m512);
+extern "C" __m512 Sleef_expf16_u10(__m512);
+extern "C" __m512d Sleef_tanhd8_u10(__m512d);
+extern "C" __m512d Sleef_expd8_u10(__m512d);
+
+namespace rnn_ext::cpu {
+namespace {
+
+#include "vec_avx512.h"
+
+#include "kernels_impl.h"
+
+#include "kernels_pairs.h"
+
+}  // namespace
+}  // namespace rnn_ext::cpu
+
+RNN_EXT_TARGET_END
+
+namespace rnn_ext::cpu {
+namespace {
+
+KernelTable make_table() {
+  KernelTable table = kernels_avx512();
+  table.capability = "avx512_bf16";
+  table.bf16.forward = &forward_by_pairs;
+  table.bf16.product = &product_by_pairs;
+  return table;
+}
+
+}  // namespace
+
+const KernelTable& kernels_avx512_bf16() {
+  static const KernelTable table = make_table();
+  return table;
+}
+
+}  // namespace rnn_ext::cpu
+
+#endif  // RNN_EXT_CPU_AVX512_BF16
