@@ -16,8 +16,8 @@ constexpr int kPairs = 128;          // a run: words summed in registers before 
 constexpr int kPairWidth = 32;       // words of a panel's row: two vectors
 constexpr int kPairTile = 12;        // rows of a tile
 constexpr int kPairBlock = 528;      // forward: columns of z whose totals are on the stack
-constexpr int kProductRows = 192;    // backward: a block of A
-constexpr int kProductCols = 128;    // backward: panels that share a packed block of A
+constexpr int kProductRows = 96;     // backward: a block of A
+constexpr int kProductCols = 256;    // backward: panels that share a packed block of A
 constexpr int64_t kFewForPairs = 8;  // backward: packing pays from so many rows and terms
 
 // One run of the inner dimension of a block of C = A M, one panel wide.
@@ -196,7 +196,8 @@ void round_rows(const float* a, int64_t a_stride, int64_t rows, int64_t terms, f
   }
 }
 
-// A quarter of L2, and more than a small thread's stack may hold.
+// 278 KB, on the stack: the allocator would hand as much back to the system after each call, and faulting its pages in
+// again costs 20 µs.
 struct alignas(64) ProductBuffers {
   float totals[kProductCols / kPairWidth][kProductRows * kPairWidth];
   float a[kProductRows * kPairs];
@@ -208,7 +209,7 @@ void product_by_pairs(const Product<BFloat16>& g, int64_t row_begin, int64_t row
   if (g.rows < kFewForPairs || g.inner < kFewForPairs) {
     return kernels_avx512().bf16.product(g, row_begin, row_end, col_begin, col_end);
   }
-  ProductBuffers& buffers = *new ProductBuffers;
+  ProductBuffers buffers;
   const auto* a = reinterpret_cast<const BFloat16*>(buffers.a);
   const bool transposed = g.a_col_stride != 1;
   for (int64_t row = row_begin; row < row_end; row += kProductRows) {
@@ -235,5 +236,4 @@ void product_by_pairs(const Product<BFloat16>& g, int64_t row_begin, int64_t row
       }
     }
   }
-  delete &buffers;
 }
