@@ -16,7 +16,7 @@ demo: build
 	PYTHONPATH=. $(PY) benchmarks/demo.py
 
 test: build
-	$(PY) -m pytest -q -n auto --durations=10
+	$(PY) -m pytest -q -n auto --dist worksteal --durations=10
 
 bench: build
 	PYTHONPATH=. $(PY) benchmarks/bench_cell.py $(BENCH)

@@ -60,7 +60,7 @@ IN_GEMV = r"backward_gemv\.cuh:\d+"
 IN_FORWARD_GEMV = r"forward_gemv\.cuh:\d+"
 IN_TILED = r"forward_tiled\.cuh:\d+"
 IN_OPERAND = r"operand\.cuh:\d+"
-IN_WGMMA = r"wgmma\.cuh:\d+"
+IN_WGMMA = r"\w*wgmma\.cuh:\d+"
 FAULTS = {
     "no_gemv_row_bound": ("forward_gemv", {"asan": IN_FORWARD_GEMV}),
     "no_gemv_k_bound": ("forward_gemv", {"plain": WRONG, "asan": IN_FORWARD_GEMV}),
