@@ -385,14 +385,17 @@ template <typename T>
 void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t col_begin, int64_t col_end) {
   constexpr int kLanes = VecOf<T>::type::kLanes;
   // A panel's cost is that of its full width: taken where at most a fifth would be lost. Transposing needs enough
-  // columns to be worth it (those of the cell: a thread's share must not change the result).
-  if (p.hidden_size >= kPanelCols) {
-    for (; (row_end - row) * 5 >= 2 * kLanes * 4; row += 2 * kLanes) {
-      forward_panel<2>(p, row, smaller(2 * kLanes, row_end - row), col_begin, col_end);
+  // columns to be worth it. Both by the sizes of the cell: a thread's share must not change the result.
+  const int64_t rest = p.batch % kLanes, in_panels = p.batch - (rest * 5 >= kLanes * 4 ? 0 : rest);
+  const int64_t panels_end = p.hidden_size >= kPanelCols ? smaller(in_panels, row_end) : row;
+  while (row < panels_end) {
+    const int64_t rows = smaller(2 * kLanes, panels_end - row);
+    if (rows > kLanes) {
+      forward_panel<2>(p, row, rows, col_begin, col_end);
+    } else {
+      forward_panel<1>(p, row, rows, col_begin, col_end);
     }
-    for (; (row_end - row) * 5 >= kLanes * 4; row += kLanes) {
-      forward_panel<1>(p, row, smaller(kLanes, row_end - row), col_begin, col_end);
-    }
+    row += rows;
   }
   if (row < row_end) forward_few(p, row, row_end, col_begin, col_end);
 }

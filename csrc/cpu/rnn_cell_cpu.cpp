@@ -89,8 +89,8 @@ const Kernels<c10::Half>& kernels() {
   return table().f16;
 }
 
-// Multiply-adds below which waking other threads costs more than they save: 5 to 10 µs of work.
-int64_t serial_work() { return level() == Level::kDefault ? 1 << 16 : 1 << 19; }
+// Multiply-adds below which waking other threads costs more than they save: about 5 µs of work.
+int64_t serial_work() { return level() == Level::kDefault ? 1 << 16 : 1 << 18; }
 
 // The same unit for one element of a pass over memory, and of an activation.
 constexpr int64_t kElementWork = 16, kActivationWork = 64;
@@ -140,17 +140,20 @@ void rnn_cell_forward(const ForwardParams<T>& p) {
       return;
     }
   }
-  // Tiles of the output as high as the widest panel; a thread's neighbouring tiles are one call.
-  constexpr int64_t kRows = 32, kCols = 64;
-  const int64_t row_tiles = std::max<int64_t>(B / kRows, 1), col_tiles = (H + kCols - 1) / kCols;
   if (B == 0 || H == 0) return;
   if (B * H * (K + 1) < serial_work()) return kernels<T>().forward(p, 0, B, 0, H);
+  // Tiles of the output as high as the kernels' panels of rows, row by row, so that a thread's are whole rows of tiles
+  // where there are enough: then no two threads write to the same line of the cache, nor transpose the same x.
+  constexpr int64_t kRows = std::is_same_v<T, c10::BFloat16> ? 32 : 16, kCols = 16;
+  const int64_t row_tiles = std::max<int64_t>(B / kRows, 1), col_tiles = (H + kCols - 1) / kCols;
   parallel_runs(row_tiles * col_tiles, 1, kRows * kCols * (K + 1), [&](int64_t tile, int64_t end) {
     while (tile < end) {
-      const int64_t row = tile / col_tiles, col = tile % col_tiles, n = std::min(end - tile, col_tiles - col);
-      kernels<T>().forward(p, row * kRows, row + 1 == row_tiles ? B : (row + 1) * kRows, col * kCols,
-                           std::min((col + n) * kCols, H));
-      tile += n;
+      const int64_t row = tile / col_tiles, col = tile % col_tiles;
+      const int64_t rows = col == 0 ? std::max<int64_t>((end - tile) / col_tiles, 1) : 1;
+      const int64_t cols = std::min(end - tile, col_tiles - col);
+      kernels<T>().forward(p, row * kRows, row + rows == row_tiles ? B : (row + rows) * kRows, col * kCols,
+                           std::min((col + cols) * kCols, H));
+      tile += rows > 1 ? rows * col_tiles : cols;
     }
   });
 }
