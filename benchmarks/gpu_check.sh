@@ -97,6 +97,7 @@ fi
 part "torch.compile" 90 "${bench[@]}" --shapes 64,1024,1024 --dtypes bfloat16 --passes forward forward_backward \
   --peers rnn_cell compile reduce-overhead max-autotune --output "$scratch/compile"
 part "other tests" 110 "$PYTHON" -m pytest -q -n auto -m "not cuda"
+part "kernels" 60 "$PYTHON" benchmarks/compare_kernels.py
 part "ncu" 40 ncu --clock-control none --kernel-name-base demangled --kernel-name regex:rnn_ext --launch-count 8 \
   --section SpeedOfLight --section LaunchStats --section Occupancy "${short[@]}"
 

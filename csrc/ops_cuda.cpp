@@ -100,10 +100,10 @@ Plan remembered_plan(Plan (&make_plan)(const Case&, const cuda::Device&, const c
 // Counters for the blocks that share a tile through global memory. They are zero between launches, so those of one
 // stream, which follow each other, share a set. A captured graph may run beside the stream that it was captured on, and
 // gets its own, which a node of the graph clears.
-Tensor counters_of(int device, cudaStream_t stream) {
+Tensor counters_of(c10::DeviceIndex device, cudaStream_t stream) {
   const auto zeros = [&] { return at::zeros({cuda::kMaxCounters}, at::device({at::kCUDA, device}).dtype(at::kInt)); };
   if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) return zeros();
-  using Key = std::pair<int, unsigned long long>;
+  using Key = std::pair<c10::DeviceIndex, unsigned long long>;
   static std::mutex mutex;
   static auto& sets = *new std::map<Key, Tensor>;  // never destroyed: CUDA may be gone before it
   unsigned long long id = 0;
@@ -142,7 +142,7 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
                      const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view name) {
   const auto nonlinearity = check_forward(input, hx, weight_ih, weight_hh, bias_ih_, bias_hh_, name);
   const c10::cuda::CUDAGuard guard(input.device());
-  const int device = guard.current_device().index();
+  const auto device = guard.current_device().index();
   const auto bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
   auto output = empty_output(input, weight_hh);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_cell", [&] {

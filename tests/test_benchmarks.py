@@ -15,6 +15,8 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("tqdm")
 
+from rnn_ext.__main__ import explain
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 BENCHMARKS = REPOSITORY / "benchmarks"
 FIGURES = ("speedup.png", "latency.png", "roofline.png")
@@ -218,11 +220,25 @@ def test_readme_agrees_with_the_committed_results():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+def test_compare_kernels_names_kernels_that_can_be_forced(monkeypatch):
+    options = "--dry-run --shapes 64,1024,1024 --dtypes bfloat16"
+    result = run(sys.executable, BENCHMARKS / "compare_kernels.py", *options.split())
+    assert result.returncode == 0, result.stderr
+    rows = [line.removeprefix("* ").split() for line in result.stdout.splitlines()[1:]]
+    for direction, variable in (("forward", "RNN_EXT_KERNEL"), ("backward", "RNN_EXT_BACKWARD_KERNEL")):
+        kernels = [row[1] for row in rows if row[0] == direction]
+        assert len(kernels) == len(set(kernels)) > 3
+        for kernel in kernels:
+            monkeypatch.setenv(variable, kernel)
+            explained = explain("64 1024 1024 bfloat16".split())
+            assert f"{direction} is forced to run: {kernel.split(':')[0]} " in explained
+
+
 def test_gpu_check_dry_run(tmp_path, modules):
     result = run("bash", BENCHMARKS / "gpu_check.sh", "--dry-run", tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "summary.txt"}
-    for part in ("build", "cuda tests", "other tests", "memcheck", "racecheck", "ncu", "benchmarks"):
+    for part in ("build", "cuda tests", "other tests", "memcheck", "racecheck", "kernels", "ncu", "benchmarks"):
         assert f"\n{part} " in result.stdout
     bench_cell = modules("bench_cell")
     commands = [shlex.split(line) for line in result.stdout.splitlines() if "bench_cell.py" in line]

@@ -37,6 +37,7 @@ cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, 
   constexpr BackwardWgmmaKernel k = kBackwardWgmma[BN == 256 ? 0 : 1];
   using Shape = WgmmaShape<T, BN, k.cluster>;
   static_assert(Shape::BM == k.bm && Shape::BN == k.bn, "the table's idea of it");
+  static_assert(kDzRows == 32, "BackwardWgmmaWorkspace's idea of it");
   const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
   const BackwardWgmmaWorkspace layout(B, H, p.grad_bias != nullptr);
   T* const dz = static_cast<T*>(workspace);
