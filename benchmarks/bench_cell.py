@@ -275,7 +275,8 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     device = torch.device(args.device)
-    torch.backends.cudnn.allow_tf32 = False
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
     if warning := results.busy():
         print(warning)
     facts = {} if args.check_only else probe(device, args.dtypes)
