@@ -12,12 +12,6 @@ namespace {
 
 namespace py = pybind11;
 
-#ifdef RNN_EXT_WITH_CUDA
-constexpr bool kCudaBuilt = true;
-#else
-constexpr bool kCudaBuilt = false;
-#endif
-
 // A Python string's own characters; anything else is no nonlinearity, and nn.RNNCell's error for one.
 std::string_view as_name(const py::handle& object) {
   TORCH_CHECK(PyUnicode_Check(object.ptr()), "Unknown nonlinearity: ", std::string(py::str(object)));

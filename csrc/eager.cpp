@@ -12,12 +12,6 @@
 namespace rnn_ext {
 namespace {
 
-#ifdef RNN_EXT_WITH_CUDA
-constexpr bool kCudaBuilt = true;
-#else
-constexpr bool kCudaBuilt = false;
-#endif
-
 using ForwardOp = Tensor(const Tensor&, const OptTensor&, const Tensor&, const Tensor&, const OptTensor&,
                          const OptTensor&, std::string_view);
 using BackwardOp = std::vector<Tensor>(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&,

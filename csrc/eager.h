@@ -4,6 +4,12 @@
 
 namespace rnn_ext {
 
+#ifdef RNN_EXT_WITH_CUDA
+constexpr bool kCudaBuilt = true;
+#else
+constexpr bool kCudaBuilt = false;
+#endif
+
 // The cell, recorded for autograd where a gradient is needed. Nothing where the fused kernels don't take the operands,
 // or a mode asks for ATen's operators.
 OptTensor rnn_cell_eager(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,

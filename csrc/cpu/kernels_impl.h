@@ -400,38 +400,17 @@ void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t co
   if (row < row_end) forward_few(p, row, row_end, col_begin, col_end);
 }
 
-template <Nonlinearity kind, typename T>
-void finish_rows(const ForwardParams<T>& p, int64_t row, int64_t row_end) {
-  using Vec = typename VecOf<T>::type;
-  constexpr int kLanes = Vec::kLanes;
-  constexpr int kChunk = 256;
-  for (int64_t col = 0; col < p.hidden_size; col += kChunk) {
-    const int64_t cols = smaller(kChunk, p.hidden_size - col);
-    acc_t<T> bias[kChunk];
+template <typename T>
+void finish(const ForwardParams<T>& p, int64_t row, int64_t row_end) {
+  for (int64_t col = 0; col < p.hidden_size; col += kMaxChunk) {
+    const int64_t cols = smaller(kMaxChunk, p.hidden_size - col);
+    acc_t<T> bias[kMaxChunk], z[kMaxChunk];
     add_biases(p, col, cols, bias);
     for (int64_t b = row; b < row_end; ++b) {
       T* output = p.output + b * p.hidden_size + col;
-      int64_t j = 0;
-      for (; j + kLanes <= cols; j += kLanes) {
-        Vec::store(output + j, activate<kind, Vec>(Vec::load(output + j) + Vec::load(bias + j)));
-      }
-      if (j < cols) {
-        const int64_t n = cols - j;
-        Vec::store(output + j, activate<kind, Vec>(Vec::load(output + j, n) + Vec::load(bias + j, n)), n);
-      }
+      for (int64_t j = 0; j < cols; ++j) z[j] = output[j] + bias[j];
+      activate_run(p.nonlinearity, z, output, cols);
     }
-  }
-}
-
-template <typename T>
-void finish(const ForwardParams<T>& p, int64_t row, int64_t row_end) {
-  switch (p.nonlinearity) {
-    case Nonlinearity::kTanh:
-      return finish_rows<Nonlinearity::kTanh>(p, row, row_end);
-    case Nonlinearity::kRelu:
-      return finish_rows<Nonlinearity::kRelu>(p, row, row_end);
-    case Nonlinearity::kSigmoid:
-      return finish_rows<Nonlinearity::kSigmoid>(p, row, row_end);
   }
 }
 

@@ -158,19 +158,6 @@ void rnn_cell_forward(const ForwardParams<T>& p) {
   });
 }
 
-// Scratch for n elements, on the stack where they are few.
-template <typename S>
-class Scratch {
- public:
-  explicit Scratch(int64_t n) : heap_(n > kOnStack ? new S[n] : nullptr) {}
-  S* get() { return heap_ ? heap_.get() : stack_; }
-
- private:
-  static constexpr int64_t kOnStack = 1024;
-  std::unique_ptr<S[]> heap_;
-  S stack_[kOnStack];
-};
-
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p) {
   using S = acc_t<T>;
@@ -185,8 +172,10 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
   // dz is used up to four times: computed once, in the accumulation type. Rows a large power of two apart would
   // compete for the same lines of the cache.
   const int64_t dz_stride = !by_library && H % 256 == 0 ? H + 64 / sizeof(S) : H;
-  Scratch<S> scratch(B * dz_stride);
-  S* dz = scratch.get();
+  constexpr int64_t kStackSize = 1024;
+  S on_stack[kStackSize];
+  const std::unique_ptr<S[]> on_heap(B * dz_stride > kStackSize ? new S[B * dz_stride] : nullptr);
+  S* const dz = on_heap ? on_heap.get() : on_stack;
   parallel_runs(H, 64, kElementWork * B,
                 [&](int64_t begin, int64_t end) { kernels<T>().grad_z(p, dz, dz_stride, begin, end); });
   if (p.grad_bias_copy) std::memcpy(static_cast<void*>(p.grad_bias_copy), p.grad_bias, H * sizeof(T));
