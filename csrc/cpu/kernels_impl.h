@@ -163,6 +163,8 @@ void outer_panel(const Panel<A, M, C>& g, int64_t rows, int64_t n) {
 constexpr int kPanelCols = 48;            // from which the kernel for many rows pays
 constexpr int kMaxChunk = 256;            // columns of z on the stack
 constexpr int64_t kChunkBytes = 1 << 19;  // of W and U, to stay in L2 while all rows pass
+constexpr int64_t kCopyBytes = 1 << 20;   // of W and U, beyond which blocks of them are copied
+constexpr int kPanels = 4;                // that share a copy
 
 template <typename T>
 void add_biases(const ForwardParams<T>& p, int64_t col, int64_t cols, acc_t<T>* bias) {
@@ -352,30 +354,46 @@ void finish_transposed(const ForwardParams<T>& p, const acc_t<T>* zt, int64_t ro
   }
 }
 
-// NV vectors of rows, of which rows are there.
-template <int NV, typename T>
-void forward_panel(const ForwardParams<T>& p, int64_t row, int64_t rows, int64_t col_begin, int64_t col_end) {
+// Rows in panels of NV vectors. kCopies: up to kPanels of them share a copy of a block of W, made with rows that don't
+// compete for the same lines of the cache, as those a power of two apart would; otherwise one panel, and W as it lies.
+template <int NV, bool kCopies, typename T>
+__attribute__((noinline)) void forward_panels(const ForwardParams<T>& p, int64_t row, int64_t rows, int64_t col_begin,
+                                              int64_t col_end) {
   using S = acc_t<T>;
   constexpr int kWidth = NV * VecOf<T>::type::kLanes;
-  S totals[kBlock * kWidth];
+  constexpr int kCopyStride = kRun + 64 / sizeof(T);
+  S totals[kCopies ? kPanels : 1][kBlock * kWidth];
   alignas(64) S packed[kRun * kWidth];
+  alignas(64) T copy[kCopies ? kBlock * kCopyStride : 1];
   for (int64_t col = col_begin; col < col_end; col += kBlock) {
     const int64_t cols = smaller(kBlock, col_end - col);
     bool first = true;
     const auto add_half = [&](const Matrix<T>& a, const Matrix<T>& weight, int64_t k_size) {
-      for (int64_t k = 0; k < k_size; k += kRun) {
+      for (int64_t k = 0; k < k_size; k += kRun, first = false) {
         const int64_t steps = smaller(kRun, k_size - k);
-        pack_transposed<NV>(a.data + row * a.row_stride + k, a.row_stride, rows, steps, packed);
         const T* w = weight.data + col * weight.row_stride + k;
-        const Panel<T, S, T> panel = {w, weight.row_stride, 1, packed, kWidth, steps, totals, first, nullptr, 0};
-        outer_panel<NV, false, true>(panel, cols, 0);
-        first = false;
+        int64_t w_stride = weight.row_stride;
+        if (kCopies) {
+          for (int64_t c = 0; c < cols; ++c, w += w_stride) {
+            __builtin_memcpy(copy + c * kCopyStride, w, steps * sizeof(T));
+          }
+          w = copy;
+          w_stride = kCopyStride;
+        }
+        for (int64_t b = 0; b < rows; b += kWidth) {
+          const T* x = a.data + (row + b) * a.row_stride + k;
+          pack_transposed<NV>(x, a.row_stride, smaller(kWidth, rows - b), steps, packed);
+          const Panel<T, S, T> panel = {w, w_stride, 1, packed, kWidth, steps, totals[b / kWidth], first, nullptr, 0};
+          outer_panel<NV, false, true>(panel, cols, 0);
+        }
       }
     };
     add_half(p.input, p.weight_ih, p.input_size);
     if (p.hx.data) add_half(p.hx, p.weight_hh, p.hidden_size);
     if (first) __builtin_memset(totals, 0, sizeof(totals));
-    finish_transposed<NV>(p, totals, row, rows, col, cols);
+    for (int64_t b = 0; b < rows; b += kWidth) {
+      finish_transposed<NV>(p, totals[b / kWidth], row + b, smaller(kWidth, rows - b), col, cols);
+    }
   }
 }
 
@@ -388,12 +406,18 @@ void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t co
   // columns to be worth it. Both by the sizes of the cell: a thread's share must not change the result.
   const int64_t rest = p.batch % kLanes, in_panels = p.batch - (rest * 5 >= kLanes * 4 ? 0 : rest);
   const int64_t panels_end = p.hidden_size >= kPanelCols ? smaller(in_panels, row_end) : row;
+  const int64_t weights = (p.input_size + (p.hx.data ? p.hidden_size : 0)) * p.hidden_size;
+  const bool copies = sizeof(T) < 8 && weights * static_cast<int64_t>(sizeof(T)) > kCopyBytes;
   while (row < panels_end) {
-    const int64_t rows = smaller(2 * kLanes, panels_end - row);
-    if (rows > kLanes) {
-      forward_panel<2>(p, row, rows, col_begin, col_end);
+    const int64_t left = panels_end - row;
+    int64_t rows = smaller(2 * kLanes, left);
+    if (rows <= kLanes) {
+      forward_panels<1, false>(p, row, rows, col_begin, col_end);
+    } else if (copies && left >= 4 * kLanes) {
+      rows = smaller(kPanels, left / (2 * kLanes)) * 2 * kLanes;
+      forward_panels<2, (sizeof(T) < 8)>(p, row, rows, col_begin, col_end);
     } else {
-      forward_panel<1>(p, row, rows, col_begin, col_end);
+      forward_panels<2, false>(p, row, rows, col_begin, col_end);
     }
     row += rows;
   }
@@ -525,9 +549,12 @@ void product_panel(const Product<T>& g, int64_t row, int64_t rows, int64_t col, 
 
 template <typename T>
 void product(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
-  constexpr int kLanes = VecOf<T>::type::kLanes;
-  for (int64_t row = row_begin; row < row_end; row += kBlock) {
-    const int64_t rows = smaller(kBlock, row_end - row);
+  using Vec = typename VecOf<T>::type;
+  constexpr int kLanes = Vec::kLanes;
+  // A product of few terms is mostly stores: a tile's rows at a time, from one end to the other.
+  const int64_t block = g.inner < kPackRows ? Vec::kOuterRows : kBlock;
+  for (int64_t row = row_begin; row < row_end; row += block) {
+    const int64_t rows = smaller(block, row_end - row);
     int64_t col = col_begin;
     for (; col + 2 * kLanes <= col_end; col += 2 * kLanes) product_panel<2, false>(g, row, rows, col, kLanes);
     if (col + kLanes < col_end) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 
 #include "kernels.h"
@@ -99,16 +100,21 @@ constexpr int64_t kElementWork = 16, kActivationWork = 64;
 // also from a number of weights, K · H: the kernels read W in narrow panels of columns, which is slow beyond the L2
 // cache unless there are enough rows of dz to pay for it.
 //
-// Where one overtakes the other depends on the CPU, and slowly on the size: with AVX-512, float crosses in forward at
-// about 2^26 on a Xeon and 2^28 on an EPYC, double at 2^24 and 2^28; with AVX2, float at 2^27 on a Xeon. On the wrong
-// side of these compromises either loses a sixth at most, while nn.RNNCell, which also passes over z three more times,
-// loses more. Vectors of 16 bytes without FMA are no match for the library beyond small sizes.
+// Where one overtakes the other depends on the CPU, and slowly on the size: with AVX2, float crosses in forward at
+// about 2^27 on a Xeon, double with AVX-512 at 2^24 on a Xeon and 2^28 on an EPYC. On the wrong side of these
+// compromises either loses a sixth at most, while nn.RNNCell, which also passes over z three more times, loses more. On
+// an EPYC with AVX-512 the library's float products are behind at every size, from one row up to 2^32. Vectors of 16
+// bytes without FMA are no match for the library beyond small sizes.
 struct LibraryThreshold {
   int64_t forward, backward, backward_weights;
 };
 template <typename T>
 LibraryThreshold library_threshold() {
   if (level() == Level::kDefault) return {1 << 18, 1 << 18, 1 << 18};
+#ifdef RNN_EXT_CPU_X86
+  constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+  if (sizeof(T) == 4 && level() >= Level::kAvx512 && __builtin_cpu_is("amd")) return {kNever, kNever, kNever};
+#endif
   if (sizeof(T) == 4) return {1 << 27, 1 << 27, 1 << 20};
   return {1 << 26, 1 << 26, 1 << 19};
 }
@@ -183,11 +189,12 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
     if (by_library) return library_backward(p, dz);
   }
 
-  // Up to four products, a column of each being as much work as of any other: one list of panels for all threads.
+  // Up to four products, a column of each being as much work as of any other: one list of panels for all threads. A
+  // weight gradient that few rows of x make is mostly stores, and is cut into as many runs of rows instead.
   Product<T> products[4];
   int64_t first_panel[5] = {0};
   int n = 0;
-  constexpr int64_t kPanel = 32;
+  constexpr int64_t kPanel = 32, kFewRows = 24;
   const auto add = [&](const Product<T>& g) {
     if (g.c == nullptr || g.rows == 0 || g.cols == 0) return;
     first_panel[n + 1] = first_panel[n] + (g.cols + kPanel - 1) / kPanel;
@@ -195,13 +202,20 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
   };
   add({dz, dz_stride, 1, p.weight_ih.data, p.weight_ih.row_stride, p.grad_input, I, B, I, H});
   add({dz, dz_stride, 1, p.weight_hh.data, p.weight_hh.row_stride, p.grad_hx, H, B, H, H});
+  const int first_of_weights = n;
   add({dz, 1, dz_stride, p.input.data, p.input.row_stride, p.grad_weight_ih, I, H, I, B});
   if (p.hx.data) add({dz, 1, dz_stride, p.hx.data, p.hx.row_stride, p.grad_weight_hh, H, H, H, B});
   parallel_runs(first_panel[n], 1, B * H * kPanel, [&](int64_t begin, int64_t end) {
     for (int i = 0; i < n; ++i) {
-      const int64_t col_begin = std::max<int64_t>(begin - first_panel[i], 0) * kPanel;
-      const int64_t col_end = std::min((end - first_panel[i]) * kPanel, products[i].cols);
-      if (col_begin < col_end) kernels<T>().product(products[i], 0, products[i].rows, col_begin, col_end);
+      const Product<T>& g = products[i];
+      const int64_t panels = first_panel[i + 1] - first_panel[i];
+      const int64_t from = std::max<int64_t>(begin - first_panel[i], 0), to = std::min(end - first_panel[i], panels);
+      if (from >= to) continue;
+      if (i >= first_of_weights && B < kFewRows) {
+        kernels<T>().product(g, g.rows * from / panels, g.rows * to / panels, 0, g.cols);
+      } else {
+        kernels<T>().product(g, 0, g.rows, from * kPanel, std::min(to * kPanel, g.cols));
+      }
     }
   });
 }
