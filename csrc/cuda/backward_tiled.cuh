@@ -35,17 +35,17 @@ struct BackwardTiledParams {
   BackwardSchedule schedule;
 };
 
-// Writes the tile's sums, or exact zeros, to a contiguous matrix of tile.n_end columns.
+// Writes the tile's sums to a contiguous matrix of tile.n_end columns.
 template <class Loop, typename T>
 __device__ __forceinline__ void store_backward_tile(const typename Loop::Engine::Sums& sums, T* out,
-                                                    const TileBounds& tile, bool vector_stores, bool zeros) {
+                                                    const TileBounds& tile, bool vector_stores) {
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
   using Acc = typename Loop::Acc;
   const int64_t rows_left = RNN_EXT_PLANTED(backward_no_store_row_bound) ? Loop::Shape::BM : tile.m_end - tile.m;
   const int rows = static_cast<int>(min(rows_left, int64_t{Loop::Shape::BM}));
   const auto values = [&](int row, int column) {
     Acc v[kVector] = {};
-    if (!zeros || RNN_EXT_PLANTED(backward_zeros_not_exact)) Loop::add_sums(sums, row, column, v);
+    Loop::add_sums(sums, row, column, v);
     Vector<T, 16> rounded;
 #pragma unroll
     for (int i = 0; i < kVector; ++i) rounded.v[i] = narrow<T>(v[i]);
@@ -93,13 +93,13 @@ __global__ void __launch_bounds__(DataLoop::Shape::kThreads, DataLoop::Shape::kB
       const typename DataLoop::Operands operands = {p.dz, half.weight, p.hidden_size};
       DataLoop::run(smem.data, engine, operands, tile, 0, DataLoop::slices(p.hidden_size));
       DataLoop::put_sums(smem.data, engine);
-      store_backward_tile<DataLoop>(smem.data.sums, half.grad_operand, tile, half.vector_stores, false);
+      store_backward_tile<DataLoop>(smem.data.sums, half.grad_operand, tile, half.vector_stores);
     } else {
       using Shape = typename WeightLoop::Shape;
       const TileBounds tile = {t.row * Shape::BM, p.hidden_size, t.column * Shape::BN, half.columns};
       const bool sums_bias =
           p.grad_bias != nullptr && (t.is_first_column || RNN_EXT_PLANTED(backward_every_column_writes_bias));
-      // Without x or h, or where only the bias is asked for, the tile has no columns to read.
+      // Without x or h, or where only the bias is asked for, the tile has no columns to read, and its sums stay zero.
       const bool has_operand = half.operand.data != nullptr && half.grad_weight != nullptr;
       TileBounds read = tile;
       if (!has_operand) read.n_end = read.n;
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(DataLoop::Shape::kThreads, DataLoop::Shape::kB
       }
       if (half.grad_weight != nullptr) {
         WeightLoop::put_sums(smem.weight, engine);
-        store_backward_tile<WeightLoop>(smem.weight.sums, half.grad_weight, tile, half.vector_stores, !has_operand);
+        store_backward_tile<WeightLoop>(smem.weight.sums, half.grad_weight, tile, half.vector_stores);
       }
     }
   }

@@ -39,7 +39,6 @@ namespace emu {
   fault(backward_no_store_column_bound) \
   fault(backward_misaligned_store) \
   fault(backward_every_column_writes_bias) \
-  fault(backward_zeros_not_exact) \
   /* backward_gemv.cuh */ \
   fault(gemv_no_row_bound) \
   fault(gemv_no_column_bound) \
@@ -58,6 +57,7 @@ namespace emu {
   fault(no_stage_barrier) \
   fault(wrong_stage) \
   fault(no_barrier_before_epilogue) \
+  fault(backward_zeros_not_exact) \
   /* wgmma.cuh, forward_wgmma.cuh */ \
   fault(no_wait_for_tile) \
   fault(wrong_phase) \
