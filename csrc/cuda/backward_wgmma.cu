@@ -6,11 +6,6 @@ namespace rnn_ext::cuda {
 
 namespace {
 
-template <typename T>
-bool fits(const Matrix<T>& m, int64_t rows, int64_t columns) {
-  return m.col_stride == 1 && has_tensor_map(m.data, rows, columns, m.row_stride);
-}
-
 // One kind of tiles: of the gradients asked for, [gradient[0] | gradient[1]] = A [operand[0] | operand[1]] with M rows,
 // summed up over K. An operand without data stands for zeros.
 template <typename Shape, typename T = typename Shape::T>
@@ -71,8 +66,8 @@ bool backward_wgmma_takes(const BackwardParams<T>& p) {
   if (!kBackwardWgmmaComputes<T> || p.batch == 0 || p.hidden_size == 0) return false;
   const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
   const auto takes = [](const T* gradient, int64_t M, int64_t K, const Matrix<T>& operand, int64_t columns) {
-    return gradient == nullptr ||
-           (fits<T>({gradient, columns}, M, columns) && (operand.data == nullptr || fits(operand, K, columns)));
+    return gradient == nullptr || (has_tensor_map(gradient, M, columns, columns) &&
+                                   (operand.data == nullptr || has_tensor_map(operand, K, columns)));
   };
   return takes(p.grad_input, B, H, p.weight_ih, I) && takes(p.grad_hx, B, H, p.weight_hh, H) &&
          takes(p.grad_weight_ih, H, B, p.input, I) && takes(p.grad_weight_hh, H, B, p.hx, H);

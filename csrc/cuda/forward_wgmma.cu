@@ -8,12 +8,9 @@ namespace rnn_ext::cuda {
 template <typename T>
 bool forward_wgmma_takes(const ForwardParams<T>& p) {
   if constexpr (sizeof(T) == 8) return false;
-  const auto fits = [](const Matrix<T>& m, int64_t rows, int64_t columns) {
-    return m.col_stride == 1 && has_tensor_map(m.data, rows, columns, m.row_stride);
-  };
   const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
-  return fits(p.input, B, I) && fits(p.weight_ih, H, I) && fits({p.output, H}, B, H) &&
-         (p.hx.data == nullptr || (fits(p.hx, B, H) && fits(p.weight_hh, H, H)));
+  return has_tensor_map(p.input, B, I) && has_tensor_map(p.weight_ih, H, I) && has_tensor_map(p.output, B, H, H) &&
+         (p.hx.data == nullptr || (has_tensor_map(p.hx, B, H) && has_tensor_map(p.weight_hh, H, H)));
 }
 
 namespace {

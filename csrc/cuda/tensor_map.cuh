@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../params.h"
+
 namespace rnn_ext::cuda {
 
 constexpr int kTileRowBytes = 128;  // the 128-byte swizzle's
@@ -25,6 +27,10 @@ bool has_tensor_map(const T* data, int64_t rows, int64_t columns, int64_t row_st
   const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_stride * sizeof(T) % 16 == 0;
   return data != nullptr && aligned && rows > 0 && rows <= kMaxSize && columns > 0 && columns <= kMaxSize &&
          row_stride >= columns && row_stride < kMaxSize;
+}
+template <typename T>
+bool has_tensor_map(const Matrix<T>& m, int64_t rows, int64_t columns) {
+  return m.col_stride == 1 && has_tensor_map(m.data, rows, columns, m.row_stride);
 }
 
 // Of tiles of `box_rows` rows of 128 bytes, with the 128-byte swizzle; outside the matrix they read as zero. The map is
