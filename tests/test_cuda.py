@@ -111,7 +111,8 @@ KERNELS = [
         "staged_64x64",
     ),
     *("tf32_16x64", "tf32_64x64", "tf32_128x128", "tiled_16x64:8", "tiled_64x64:3", "tiled_64x64:3:workspace"),
-    *("wgmma_128x256", "wgmma_128x128", "wgmma_128x64", "3xtf32_128x128", "3xtf32_128x64", "library"),
+    *("wgmma_128x256", "wgmma_128x128", "wgmma_128x64", "wgmma_tf32_128x256", "wgmma_tf32_128x128"),
+    *("wgmma_tf32_128x64", "3xtf32_128x128", "3xtf32_128x64", "library"),
 ]
 
 
@@ -122,7 +123,7 @@ def test_each_forward_kernel_by_its_name(monkeypatch, kernel, dtype, size):
     args = random_arguments(*size, dtype=dtype, device="cuda")
     expected = eager_cell(*args.map(torch.Tensor.double))
     monkeypatch.setenv("RNN_EXT_KERNEL", kernel)
-    tf32 = kernel.startswith("tf32")
+    tf32 = kernel.startswith(("tf32", "wgmma_tf32"))
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:

@@ -122,6 +122,7 @@ FAULTS = {
     "no_barrier_before_bias": ("forward_wgmma_64", {"plain": WRONG, "tsan": IN_WGMMA}),
     "peer_not_asked": ("forward_wgmma_256", {"plain": WRONG, "tsan": IN_WGMMA}),
     "peer_exits_early": ("forward_wgmma_256", {"plain": IN_WGMMA + ": .* has returned", "tsan": IN_WGMMA}),
+    "tf32_not_rounded": ("forward_wgmma_tf32_128x64", {"plain": WRONG}),
     "split_no_proxy_fence": ("forward_wgmma_128", {"tsan": IN_WGMMA}),
     "split_no_barrier": ("forward_wgmma_128", {"plain": WRONG, "tsan": IN_WGMMA}),
     "split_no_cross_term": ("forward_split_products", {"plain": WRONG}),
@@ -284,7 +285,7 @@ REQUIRED = {
             r"SYNCS\.PHASECHK",
             r"USETMAXREG",
             *(rf"HGMMA\.64x{n}x16\.F32{t}" for n in (64, 128, 256) for t in (" ", r"\.BF16")),
-            *(rf"HGMMA\.64x{n}x8\.F32\.TF32" for n in (64, 128)),
+            *(rf"HGMMA\.64x{n}x8\.F32\.TF32" for n in (64, 128, 256)),
         ]
     },
     "backward_wgmma.cu": {

@@ -165,6 +165,9 @@ def test_every_gpu_has_a_kernel_for_every_case(explain, gpu, dtype):
         ("16 1024 1024 float16", "tiled_"),  # too few tiles for wgmma
         ("1024 4096 4096 bfloat16 a100", "tiled_"),
         pytest.param("1024 4096 4096 float32", "3xtf32_", marks=needs_wgmma),
+        pytest.param("4096 4096 4096 float32 h100 tf32", "wgmma_tf32_128x256", marks=needs_wgmma),
+        pytest.param("1024 1024 1024 float32 h100 tf32", "wgmma_tf32_128x128", marks=needs_wgmma),
+        ("4096 4096 4096 float32 a100 tf32", "tf32_"),
         ("8192 256 256 float32", "tiled_"),  # sums too short for it
         ("4096 4096 4096 float16 t4", "staged_"),
         ("16 1024 1024 bfloat16 b200", "tiled_"),
@@ -216,6 +219,7 @@ def test_the_forced_kernels_are_the_ones_that_run(explain):
     [
         ("9 64 64 float64", "gemv", "it takes batches of up to 8, not 9"),
         ("64 64 64 float32", "tf32_64x64", "PyTorch's setting for matmul does not allow tf32"),
+        pytest.param("64 64 64 float32", "wgmma_tf32_128x64", "PyTorch's setting for matmul", marks=needs_wgmma),
         ("64 63 64 float16", "tiled_64x64", "its copies need 16-bit operands with unit stride along K"),
         ("64 64 64 float32", "tiled_64x64:9", "K can't be split in 9"),
         pytest.param("64 60 64 float16", "wgmma_128x64", "the copy engine needs rows", marks=needs_wgmma),

@@ -103,7 +103,7 @@ BackwardPlan plan_wgmma(int kernel, const BackwardCase& c, const Device& device)
   plan.blocks = all > 0 || c.grad_bias ? clusters * k.cluster : 0;
 
   const double bytes = (k.bm + double(k.bn) / k.cluster) * 128;  // of a k-tile, which is 64 elements deep
-  const double k_tile = std::max(wgmma_clocks(k.bn, false), bytes / m.l2_bytes);
+  const double k_tile = std::max(wgmma_clocks(k.bn, Math::kTensorCore), bytes / m.l2_bytes);
   const double epilogue = 2.0 * k.bm * k.bn * 2 / kSmemBytes;
   const double data_tiles = double(ceil_div(c.hidden_size, 64)), weight_tiles = double(ceil_div(c.batch, 64));
   const double data = data_tiles * k_tile + epilogue, weight = weight_tiles * k_tile + epilogue;
@@ -205,14 +205,14 @@ std::string describe(const BackwardPlan& plan) {
   char text[200];
   const auto blocks = static_cast<long long>(plan.blocks);
   if (plan.family == BackwardPlan::Family::kGemv) {
-    std::snprintf(text, sizeof text, "%-14s %6lld blocks, %d bytes of each row of the weights", plan.name(), blocks,
+    std::snprintf(text, sizeof text, "%-18s %6lld blocks, %d bytes of each row of the weights", plan.name(), blocks,
                   plan.strip_bytes);
   } else if (plan.family == BackwardPlan::Family::kWgmma) {
-    std::snprintf(text, sizeof text, "%-14s %6lld blocks of 384 threads in clusters of %d, 2 launches", plan.name(),
+    std::snprintf(text, sizeof text, "%-18s %6lld blocks of 384 threads in clusters of %d, 2 launches", plan.name(),
                   blocks, kBackwardWgmma[plan.kernel].cluster);
   } else {
     const BackwardTileShape &data = kBackwardTiled[plan.kernel].data, &weight = kBackwardTiled[plan.kernel].weight;
-    std::snprintf(text, sizeof text, "%-14s %6lld blocks, %lld tiles of %dx%d and %lld of %dx%d, %d launch%s",
+    std::snprintf(text, sizeof text, "%-18s %6lld blocks, %lld tiles of %dx%d and %lld of %dx%d, %d launch%s",
                   plan.name(), blocks, static_cast<long long>(plan.schedule.data.size()), data.bm, data.bn,
                   static_cast<long long>(plan.schedule.weight.size()), weight.bm, weight.bn, plan.launches(),
                   plan.launches() > 1 ? "es" : "");

@@ -30,7 +30,7 @@ cudaError_t make_kind(BackwardWgmmaKind& kind, bool is_data, int64_t M, int64_t 
 template <typename T, int BN>
 cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, cudaStream_t stream) {
   constexpr BackwardWgmmaKernel k = kBackwardWgmma[BN == 256 ? 0 : 1];
-  using Shape = WgmmaShape<T, BN, k.cluster>;
+  using Shape = WgmmaShape<T, Math::kTensorCore, BN, k.cluster>;
   static_assert(Shape::BM == k.bm && Shape::BN == k.bn, "the table's idea of it");
   static_assert(kDzRows == 32, "BackwardWgmmaWorkspace's idea of it");
   const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;

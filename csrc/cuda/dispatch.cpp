@@ -88,7 +88,7 @@ double wgmma_microseconds(const WgmmaKernel& k, const ForwardCase& c, const Devi
   const double rows = double(std::min<int64_t>(k.bm, c.batch)),
                columns = double(std::min<int64_t>(k.bn, c.hidden_size)) / k.cluster;
   const double bytes = (rows + columns) * bk * size;
-  double clocks = rounds * k_tiles * std::max(wgmma_clocks(k.bn, k.split), bytes / m.l2_bytes);
+  double clocks = rounds * k_tiles * std::max(wgmma_clocks(k.bn, k.math), bytes / m.l2_bytes);
   clocks = std::max(clocks, double(tiles * k.cluster) * k_tiles * bytes / m.l2_total_bytes);
   // Through shared memory once each way, while the tensor cores wait.
   clocks += rounds * k.bm * k.bn * (1 / kSpecialFunctions + 2 * size / kSmemBytes);
@@ -122,6 +122,8 @@ double gemv_microseconds(const ForwardCase& c, const Device& d, int64_t blocks) 
 
 // ---- the candidates -------------------------------------------------------------------------------------------------
 
+constexpr const char* kNoTf32 = "PyTorch's setting for matmul does not allow tf32";
+
 // Why a kernel can't take the case; empty if it can.
 std::string why_not_gemv(const ForwardCase& c) {
   const int most = gemv_max_batch(c.dtype);
@@ -135,7 +137,7 @@ std::string why_not_tiled(const TiledKernel& k, const ForwardCase& c, const Devi
       (c.dtype == Dtype::kBFloat16 && k.math == Math::kTensorCore && d.compute_capability < 80)) {
     return not_for(d.compute_capability);
   }
-  if (k.math == Math::kTf32 && !c.tf32) return "PyTorch's setting for matmul does not allow tf32";
+  if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
   if (k.fill == Fill::kAsync && bytes_of(c.dtype) == 2 && c.vector_bytes < 4) {
     return "its copies need 16-bit operands with unit stride along K and 4-byte aligned rows";
   }
@@ -146,7 +148,8 @@ std::string why_not_tiled(const TiledKernel& k, const ForwardCase& c, const Devi
 std::string why_not_wgmma(const WgmmaKernel& k, const ForwardCase& c, const Device& d) {
   if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
   if (const std::string why = why_no_wgmma(d, c.tensor_maps); !why.empty()) return why;
-  if (k.split && !c.split_tf32) return "RNN_EXT_3XTF32=0 forbids it";
+  if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
+  if (k.math == Math::kSplitTf32 && !c.split_tf32) return "RNN_EXT_3XTF32=0 forbids it";
   if (ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn) > INT32_MAX / 2) {
     return "there are more tiles than it counts";
   }
@@ -155,7 +158,7 @@ std::string why_not_wgmma(const WgmmaKernel& k, const ForwardCase& c, const Devi
 
 // Why it is left to RNN_EXT_KERNEL to ask for a kernel that can take the case.
 std::string why_only_forced(const WgmmaKernel& k, const ForwardCase& c) {
-  if (k.split && c.input_size + (c.hx ? c.hidden_size : 0) < kMin3xTf32Depth) {
+  if (k.math == Math::kSplitTf32 && c.input_size + (c.hx ? c.hidden_size : 0) < kMin3xTf32Depth) {
     return "sums of fewer than " + std::to_string(kMin3xTf32Depth) + " products are more accurate in fp32";
   }
   return "";
@@ -318,19 +321,19 @@ const char* name_of(Reduction r) {
 std::string describe(const ForwardPlan& plan, const ForwardCase& c) {
   char text[200];
   if (plan.family == ForwardPlan::Family::kLibrary) {
-    std::snprintf(text, sizeof text, "%-14s %d launches", plan.name(), c.hx ? 3 : 2);
+    std::snprintf(text, sizeof text, "%-18s %d launches", plan.name(), c.hx ? 3 : 2);
   } else if (plan.family == ForwardPlan::Family::kWgmma) {
     const WgmmaKernel& k = kWgmmaKernels[plan.kernel];
-    std::snprintf(text, sizeof text, "%-14s %6lld blocks of 384 threads in clusters of %d, %lld tiles", k.name,
+    std::snprintf(text, sizeof text, "%-18s %6lld blocks of 384 threads in clusters of %d, %lld tiles", k.name,
                   static_cast<long long>(plan.blocks), k.cluster,
                   static_cast<long long>(ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn)));
   } else if (plan.family == ForwardPlan::Family::kGemv) {
-    std::snprintf(text, sizeof text, "%-14s %6lld blocks, %d rows of the weights a warp group of %d", plan.name(),
+    std::snprintf(text, sizeof text, "%-18s %6lld blocks, %d rows of the weights a warp group of %d", plan.name(),
                   static_cast<long long>(plan.blocks),
                   gemv_rows(gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16), c.dtype), plan.warps_per_row);
   } else {
     const TiledKernel& k = kTiledKernels[plan.kernel];
-    std::snprintf(text, sizeof text, "%-14s %6lld blocks of %d threads, K split in %d%s", k.name,
+    std::snprintf(text, sizeof text, "%-18s %6lld blocks of %d threads, K split in %d%s", k.name,
                   static_cast<long long>(plan.blocks), k.threads(), plan.splits, name_of(plan.reduction));
   }
   return text;

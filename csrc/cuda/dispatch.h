@@ -29,6 +29,7 @@ RNN_EXT_HOST_DEVICE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a
 enum class Math {
   kTensorCore,  // fp16 from sm_75, bf16 and fp64 from sm_80
   kTf32,        // fp32 rounded to tf32, from sm_80, where PyTorch's matmul setting allows it
+  kSplitTf32,   // fp32 as three products of tf32, which keep its accuracy: sm_90a
   kSimt,        // the FP32 and FP64 pipes: everything, everywhere
 };
 
@@ -102,22 +103,27 @@ constexpr int kNumTiledKernels = static_cast<int>(sizeof(kTiledKernels) / sizeof
 // multiprocessor takes tile after tile of the output, and K is never split: few tiles leave most of the GPU idle.
 struct WgmmaKernel {
   const char* name;
-  bool split;  // fp32 as three products of tf32, which keep fp32's accuracy; else fp16 and bf16
+  Math math;
   int bn;
   int cluster;  // where the weights are most of what a tile loads, two blocks share them
 
   static constexpr int bm = 128;
-  constexpr bool takes(Dtype dtype) const { return split ? dtype == Dtype::kFloat : bytes_of(dtype) == 2; }
+  constexpr bool takes(Dtype dtype) const {
+    return math == Math::kTensorCore ? bytes_of(dtype) == 2 : dtype == Dtype::kFloat;
+  }
 };
 
 // clang-format off
 constexpr WgmmaKernel kWgmmaKernels[] = {
-    // name            split  BN   cluster
-    {"wgmma_128x256",  false, 256, 2},  // 2048 x 2048 and larger
-    {"wgmma_128x128",  false, 128, 1},  // fewer tiles than that leave multiprocessors idle
-    {"wgmma_128x64",   false, 64,  1},
-    {"3xtf32_128x128", true,  128, 1},
-    {"3xtf32_128x64",  true,  64,  1},
+    // name                math               BN   cluster
+    {"wgmma_128x256",      Math::kTensorCore, 256, 2},  // 2048 x 2048 and larger
+    {"wgmma_128x128",      Math::kTensorCore, 128, 1},  // fewer tiles than that leave multiprocessors idle
+    {"wgmma_128x64",       Math::kTensorCore, 64,  1},
+    {"wgmma_tf32_128x256", Math::kTf32,       256, 2},
+    {"wgmma_tf32_128x128", Math::kTf32,       128, 1},
+    {"wgmma_tf32_128x64",  Math::kTf32,       64,  1},
+    {"3xtf32_128x128",     Math::kSplitTf32,  128, 1},  // no thread has the registers for more: two sums an element
+    {"3xtf32_128x64",      Math::kSplitTf32,  64,  1},
 };
 // clang-format on
 constexpr int kNumWgmmaKernels = static_cast<int>(sizeof(kWgmmaKernels) / sizeof(kWgmmaKernels[0]));

@@ -13,18 +13,6 @@ ForwardCase forward_case(const ForwardParams<T>& p, bool tf32, bool split_tf32) 
 }
 
 template <typename T>
-cudaError_t launch_wgmma(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
-  switch (kWgmmaKernels[plan.kernel].bn) {
-    case 256:
-      return launch_forward_wgmma<T, 256>(p, plan.blocks, stream);
-    case 128:
-      return launch_forward_wgmma<T, 128>(p, plan.blocks, stream);
-    default:
-      return launch_forward_wgmma<T, 64>(p, plan.blocks, stream);
-  }
-}
-
-template <typename T>
 cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
                              cudaStream_t stream) {
   if (p.batch == 0 || p.hidden_size == 0) return cudaSuccess;
@@ -34,7 +22,7 @@ cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan,
     case ForwardPlan::Family::kTiled:
       return launch_tiled(p, plan, workspace, counters, stream);
     case ForwardPlan::Family::kWgmma:
-      return launch_wgmma(p, plan, stream);
+      return launch_forward_wgmma(p, plan, stream);
     case ForwardPlan::Family::kLibrary:
       return launch_library(p, workspace, stream);
   }

@@ -1,6 +1,7 @@
 #include "forward_wgmma.h"
 
-#include "dispatch.h"
+#include <utility>
+
 #include "forward_wgmma.cuh"
 
 namespace rnn_ext::cuda {
@@ -15,56 +16,61 @@ bool forward_wgmma_takes(const ForwardParams<T>& p) {
 
 namespace {
 
-template <typename T, int BN>
-constexpr WgmmaKernel row_of() {
-  for (const WgmmaKernel& k : kWgmmaKernels) {
-    if (k.bn == BN && k.split == (sizeof(T) == 4)) return k;
-  }
-  return {};
-}
-
-template <typename T, int BN>
-cudaError_t launch(const ForwardParams<T>& p, int64_t blocks, cudaStream_t stream) {
-  constexpr WgmmaKernel k = row_of<T, BN>();
-  using Shape = WgmmaShape<T, BN, k.cluster>;
-  static_assert(Shape::BM == k.bm && Shape::kSplit == k.split, "the table's idea of it");
+template <typename T, int kRow>
+cudaError_t launch_row(const ForwardParams<T>& p, int64_t blocks, cudaStream_t stream) {
+  constexpr WgmmaKernel k = kWgmmaKernels[kRow];
+  using Shape = WgmmaShape<T, k.math, k.bn, k.cluster>;
+  static_assert(Shape::BM == k.bm, "the table's idea of it");
   const bool has_hx = p.hx.data != nullptr;
   const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
   WgmmaArguments<T> arguments = {};
+  // The tensor cores would cut operands off after tf32's 11 bits, so the copy engine rounds them first.
+  const auto type =
+      Shape::kTf32 && !RNN_EXT_PLANTED(tf32_not_rounded) ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 : kTensorMapType<T>;
   const auto encode = [&](CUtensorMap& map, const Matrix<T>& m, int64_t rows, int64_t columns, int box_rows) {
-    return encode_tensor_map(map, m.data, rows, columns, m.row_stride, box_rows);
+    return encode_tensor_map(map, m.data, rows, columns, m.row_stride, box_rows, type);
   };
-  constexpr int kRowsOfB = BN / Shape::kCluster;
+  constexpr int kRowsOfB = Shape::BN / Shape::kCluster;
   cudaError_t e = encode(arguments.input, p.input, B, I, Shape::BM);
   if (e == cudaSuccess) e = encode(arguments.weight_ih, p.weight_ih, H, I, kRowsOfB);
   if (e == cudaSuccess && has_hx) e = encode(arguments.hx, p.hx, B, H, Shape::BM);
   if (e == cudaSuccess && has_hx) e = encode(arguments.weight_hh, p.weight_hh, H, H, kRowsOfB);
-  if (e == cudaSuccess) e = encode(arguments.output, {p.output, H}, B, H, WgmmaSmem<Shape>::kStoreRows);
+  if (e == cudaSuccess) e = encode_tensor_map(arguments.output, p.output, B, H, H, WgmmaSmem<Shape>::kStoreRows);
   if (e != cudaSuccess) return e;
 
   const auto tiles = [](int64_t size, int tile) { return static_cast<int>(ceil_div(size, tile)); };
   arguments.params = p;
   arguments.tiles_m = tiles(B, Shape::BM * Shape::kCluster);
-  arguments.tiles_n = tiles(H, BN);
+  arguments.tiles_n = tiles(H, Shape::BN);
   arguments.k_tiles_input = tiles(I, Shape::BK);
   arguments.k_tiles_hx = has_hx ? tiles(H, Shape::BK) : 0;
   return RNN_EXT_LAUNCH_CLUSTER((forward_wgmma<Shape>), dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
                                 dim3(Shape::kCluster), sizeof(WgmmaSmem<Shape>), stream, arguments);
 }
 
-}  // namespace
-
-template <typename T, int BN>
-cudaError_t launch_forward_wgmma(const ForwardParams<T>& p, int64_t blocks, cudaStream_t stream) {
-  if constexpr (kForwardWgmmaComputes<T, BN>) return launch<T, BN>(p, blocks, stream);
-  return cudaErrorNotSupported;
+template <typename T, int... kRows>
+cudaError_t launch_rows(std::integer_sequence<int, kRows...>, const ForwardParams<T>& p, const ForwardPlan& plan,
+                        cudaStream_t stream) {
+  cudaError_t e = cudaErrorInvalidValue;
+  const auto try_row = [&](auto row) {
+    if constexpr (kWgmmaKernels[row()].takes(kDtype<T>)) {
+      if (plan.kernel == row()) e = launch_row<T, row()>(p, plan.blocks, stream);
+    }
+  };
+  (try_row(std::integral_constant<int, kRows>()), ...);
+  return e;
 }
 
-#define RNN_EXT_INSTANTIATE(T)                                                                       \
-  template bool forward_wgmma_takes(const ForwardParams<T>&);                                        \
-  template cudaError_t launch_forward_wgmma<T, 256>(const ForwardParams<T>&, int64_t, cudaStream_t); \
-  template cudaError_t launch_forward_wgmma<T, 128>(const ForwardParams<T>&, int64_t, cudaStream_t); \
-  template cudaError_t launch_forward_wgmma<T, 64>(const ForwardParams<T>&, int64_t, cudaStream_t);
+}  // namespace
+
+template <typename T>
+cudaError_t launch_forward_wgmma(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
+  return launch_rows(std::make_integer_sequence<int, kNumWgmmaKernels>(), p, plan, stream);
+}
+
+#define RNN_EXT_INSTANTIATE(T)                                \
+  template bool forward_wgmma_takes(const ForwardParams<T>&); \
+  template cudaError_t launch_forward_wgmma(const ForwardParams<T>&, const ForwardPlan&, cudaStream_t);
 RNN_EXT_INSTANTIATE(__half)
 RNN_EXT_INSTANTIATE(__nv_bfloat16)
 RNN_EXT_INSTANTIATE(float)

@@ -1,10 +1,14 @@
-// The forward cell for large shapes on sm_90a, in one launch: output = f(x Wᵀ + b_ih + h Uᵀ + b_hh), fp16, bf16 and, as
-// three products of tf32, fp32. wgmma.cuh says how tiles of the output are computed.
+// The forward cell for large shapes on sm_90a, in one launch: output = f(x Wᵀ + b_ih + h Uᵀ + b_hh), fp16, bf16 and
+// fp32, which is rounded to tf32 where that is allowed and else made of three products of tf32. wgmma.cuh says how
+// tiles of the output are computed.
 //
 // The two GEMMs are one over K = ⌈I / BK⌉ + ⌈H / BK⌉ k-tiles: at the first boundary the producer goes over from the
 // tensor maps of (x, W) to those of (h, U), and nobody else notices.
 //
-// fp32 (3xtf32): a number is high + low, two tf32 numbers that keep 22 of its 24 bits, and a product is high high +
+// It is the copy engine that rounds to tf32, on its way to shared memory. A number too large for that becomes an
+// infinity, as in the other tf32 kernels.
+//
+// 3xtf32: a number is high + low, two tf32 numbers that keep 22 of its 24 bits, and a product is high high +
 // high low + low high. The consumers split each stage in shared memory before they multiply it, the next one's while
 // the tensor cores are busy with this one's. The tensor cores' own sums are truncated, which over a long K would be a
 // drift; they serve for one stage alone, small products first, and are then added to sums that round to nearest.
@@ -113,7 +117,7 @@ __device__ void store_output(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem,
         is_nan |= both.x != both.x || both.y != both.y;
         *reinterpret_cast<float2*>(place(i / 2, i % 2)) = both;
       }
-      if (is_nan && !RNN_EXT_PLANTED(split_nan_left)) {
+      if (Shape::kSplit && is_nan && !RNN_EXT_PLANTED(split_nan_left)) {
 #pragma unroll 1
         for (int i = 0; i < 16; ++i) {
           float& v = place(i / 4, i / 2 % 2)[i % 2];

@@ -47,10 +47,11 @@ constexpr double simt_instructions(int bm, int bn, int parts_m, int parts_n) {
 constexpr double kWgmmaFlops = 0.85 * 4096, kWgmmaTf32Flops = 0.85 * 2048;
 constexpr double kTensorMapFill = 0.40, kClusterSync = 0.55;  // µs: before first bytes come; two barriers
 
-// What 128 bytes of K take in a tile of 128 by bn; `split`: as three products of tf32.
-inline double wgmma_clocks(int bn, bool split) {
+// What 128 bytes of K take in a tile of 128 by bn.
+inline double wgmma_clocks(int bn, Math math) {
+  const bool split = math == Math::kSplitTf32;
   const double products = split ? 3 : 1;
-  const double flops = products * 2 * 128 * bn * (split ? 32 / kWgmmaTf32Flops : 64 / kWgmmaFlops);
+  const double flops = products * 2 * 128 * bn * (math == Math::kTensorCore ? 64 / kWgmmaFlops : 32 / kWgmmaTf32Flops);
   // Each of the two warpgroups reads its 64 rows and all columns; splitting reads all once and writes it twice.
   const double smem = products * (128 + 2 * bn) + (split ? 3 * (128 + bn) : 0);  // lines of 128 bytes, one a clock
   return std::max(flops, smem);
@@ -117,7 +118,7 @@ std::string report(const char* direction, double flops, double bytes, const Devi
     if (candidate.why_not.empty()) {
       std::snprintf(line, sizeof line, "%8.2f  %s\n", candidate.plan.microseconds, describe(candidate.plan).c_str());
     } else {
-      std::snprintf(line, sizeof line, "       -  %-14s %s\n", candidate.plan.name(), candidate.why_not.c_str());
+      std::snprintf(line, sizeof line, "       -  %-18s %s\n", candidate.plan.name(), candidate.why_not.c_str());
     }
     text += line;
   }

@@ -35,9 +35,12 @@ bool has_tensor_map(const Matrix<T>& m, int64_t rows, int64_t columns) {
 
 // Of tiles of `box_rows` rows of 128 bytes, with the 128-byte swizzle; outside the matrix they read as zero. The map is
 // a pure function of the arguments, and encoding it is host arithmetic: nothing to cache.
+//
+// Loads through a map of floats as CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 round them to tf32, to nearest with ties to even,
+// and keep infinities and NaN. (No documentation says which way: it is what Triton's tests find on sm_120.)
 template <typename T>
 cudaError_t encode_tensor_map(CUtensorMap& map, const T* data, int64_t rows, int64_t columns, int64_t row_stride,
-                              int box_rows) {
+                              int box_rows, CUtensorMapDataType type = kTensorMapType<T>) {
   static const auto encode = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult result;
@@ -51,9 +54,9 @@ cudaError_t encode_tensor_map(CUtensorMap& map, const T* data, int64_t rows, int
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride) * sizeof(T)};
   const cuuint32_t box[2] = {kTileRowBytes / sizeof(T), static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t element_strides[2] = {1, 1};
-  const CUresult result = encode(&map, kTensorMapType<T>, 2, const_cast<T*>(data), sizes, strides, box, element_strides,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encode(&map, type, 2, const_cast<T*>(data), sizes, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

@@ -16,10 +16,11 @@
 
 namespace rnn_ext::cuda {
 
-template <typename T_, int BN_, int kCluster_>
+template <typename T_, Math kMath, int BN_, int kCluster_>
 struct WgmmaShape {
   using T = T_;
-  static constexpr bool kSplit = std::is_same_v<T, float>;  // into two tf32 numbers
+  static constexpr bool kTf32 = kMath == Math::kTf32;        // rounded to it on the way into shared memory
+  static constexpr bool kSplit = kMath == Math::kSplitTf32;  // into two tf32 numbers
   static constexpr int BM = 128, BN = BN_, BK = kTileRowBytes / sizeof(T), kCluster = kCluster_;
   static constexpr int kConsumers = BM / 64;  // warpgroups
   static constexpr int kConsumerThreads = 128 * kConsumers, kThreads = 128 + kConsumerThreads;
@@ -27,7 +28,8 @@ struct WgmmaShape {
   static constexpr int kLowStages = kSplit ? 2 : 0;                        // of the numbers' low parts
   static constexpr int kStages = 192 * 1024 / kStageBytes - kLowStages;    // 4, 6 and 8 for BN = 256, 128 and 64
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;  // for 128 sums a thread
-  static_assert(sizeof(T) == 2 || (kSplit && BN <= 128), "two sums an element, if split");
+  static_assert(sizeof(T) == (kTf32 || kSplit ? 4 : 2));
+  static_assert(!kSplit || BN <= 128, "two sums an element, if split");
   static_assert(BN % 64 == 0 && BN <= 256 && BN / kCluster <= 256, "one wgmma, one box");
   static_assert(128 * (kProducerRegisters + kConsumers * kConsumerRegisters) <= 65536, "what a multiprocessor has");
   static_assert(kStages >= 4);

@@ -71,6 +71,7 @@ namespace emu {
   fault(no_barrier_before_bias) \
   fault(peer_not_asked) \
   fault(peer_exits_early) \
+  fault(tf32_not_rounded) \
   fault(split_no_proxy_fence) \
   fault(split_no_barrier) \
   fault(split_no_cross_term) \

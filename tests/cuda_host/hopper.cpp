@@ -88,6 +88,7 @@ struct TensorMap {
   char* base;
   int64_t rows, columns, stride;  // columns in elements, stride in bytes
   int element, box_rows;
+  bool rounds_to_tf32;
 };
 static_assert(sizeof(TensorMap) <= sizeof(CUtensorMap));
 constexpr uint64_t kMagic = 0x70616d5f726f736e;
@@ -105,7 +106,10 @@ void copy_box(const TensorMap& map, Block& block, uint32_t tile, int x, int y, b
         const bool inside = row >= 0 && row < map.rows && column >= 0 && column < map.columns;
         char* const global = map.base + row * map.stride + column * map.element;
         if (load && map.element == 2) traffic::store16(shared + at, inside ? traffic::load16(global) : 0);
-        if (load && map.element == 4) traffic::store32(shared + at, inside ? traffic::load32(global) : 0);
+        if (load && map.element == 4) {
+          const uint32_t v = inside ? traffic::load32(global) : 0;
+          traffic::store32(shared + at, map.rounds_to_tf32 ? round_to_tf32_even(v) : v);
+        }
         if (!load && inside && map.element == 2) traffic::store16(global, traffic::load16(shared + at));
         if (!load && inside && map.element == 4) traffic::store32(global, traffic::load32(shared + at));
       }
@@ -166,8 +170,9 @@ CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_
                            const cuuint32_t* element_strides, CUtensorMapInterleave interleave,
                            CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
   const bool is_16_bit = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT16 || type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const bool is_tf32 = type == CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
   const int element = is_16_bit ? 2 : 4;
-  if (rank != 2 || (!is_16_bit && type != CU_TENSOR_MAP_DATA_TYPE_FLOAT32) ||
+  if (rank != 2 || (!is_16_bit && !is_tf32 && type != CU_TENSOR_MAP_DATA_TYPE_FLOAT32) ||
       interleave != CU_TENSOR_MAP_INTERLEAVE_NONE || swizzle != CU_TENSOR_MAP_SWIZZLE_128B ||
       box[0] * element != kRowBytes) {
     throw Error("cuTensorMapEncodeTiled: the host knows only float tiles of 128-byte rows with the 128-byte swizzle");
@@ -186,7 +191,8 @@ CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_
                       static_cast<int64_t>(sizes[0]),
                       static_cast<int64_t>(strides[0]),
                       element,
-                      static_cast<int>(box[1])};
+                      static_cast<int>(box[1]),
+                      is_tf32};
   return CUDA_SUCCESS;
 }
 
@@ -218,6 +224,7 @@ void tma_load(void* shared, const CUtensorMap* map, int x, int y, uint64_t* barr
 void tma_store(const CUtensorMap* map, const void* shared, int x, int y, Where where) {
   Thread& me = self();
   const TensorMap& m = known(map, "TMA store", where);
+  if (m.rounds_to_tf32) fail(where, "TMA store: nothing says what it makes of tf32");
   const uint32_t tile = tile_offset(shared, m, "TMA store", where);
   ++me.stores_issued;
   me.where = where;

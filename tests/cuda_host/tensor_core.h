@@ -52,6 +52,12 @@ inline uint32_t round_to_tf32(float x) {
   return finite ? (bits + 0x1000u) & ~0x1fffu : bits;
 }
 
+// The same as the copy engine does it: to nearest, ties to even.
+inline uint32_t round_to_tf32_even(uint32_t bits) {
+  const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
+  return finite ? (bits + 0xfffu + (bits >> 13 & 1)) & ~0x1fffu : bits;
+}
+
 // What a tensor core takes for a register of tf32: it does not look at the low 13 bits.
 inline double tf32_value(uint32_t bits) { return __builtin_bit_cast(float, bits & ~0x1fffu); }
 

@@ -199,6 +199,9 @@ void compare(const char* kernel, const char* what, const Case& c, int seed, cons
   }
 }
 
+// Of a product of operands rounded to tf32, 11 significant bits each.
+constexpr double kTf32ProductUnit = 0x1p-10;
+
 // launch(params) runs the kernel. `product_unit` is the relative error of a product beyond rounding: of operands that
 // the kernel rounds.
 template <typename T, typename Launch>
@@ -434,6 +437,13 @@ const BackwardCase kAlignedBackward[] = {
     {{40, 16, 400, Layout::kContiguous, Nonlinearity::kTanh, true, true}, 16},
 };
 
+// Runs the kernel that `forced` names, with or without PyTorch's leave to use tf32.
+auto forced_launch(const std::string& forced, bool tf32, const Device& device = {}) {
+  return [forced, tf32, device](const auto& p) {
+    return launch_plan(p, plan_forward(forward_case(p, tf32, true), device, forced.c_str()));
+  };
+}
+
 template <typename T>
 void test_aligned_forward(size_t index) {
   const ForwardKernel<T>& kernel = kForwardKernels<T>[index];
@@ -480,10 +490,7 @@ double error_of_product(Launch launch, int depth, Scale scale) {
 // Three tf32 products stand in for fp32 where their error is at most twice that of sums in fp32, one after the other.
 // The tensor cores' own rounding is modelled as truncation of each sum of eight products.
 [[maybe_unused]] void test_split_products() {
-  const auto in_fp32 = [](const ForwardParams<float>& p) {
-    return launch_plan(p, plan_forward(forward_case(p, false, true), {}, "tiled_128x128"));
-  };
-  const auto split = [](const ForwardParams<float>& p) { return launch_wgmma<float, 128>(p, nullptr); };
+  const auto in_fp32 = forced_launch("tiled_128x128", false), split = forced_launch("3xtf32_128x128", false);
   const auto expect_error = [&](const char* data, int depth, double factor, const auto& scale) {
     const double fp32 = error_of_product(in_fp32, depth, scale), error = error_of_product(split, depth, scale);
     if (!(error <= factor * fp32)) {
@@ -508,13 +515,14 @@ double error_of_product(Launch launch, int depth, Scale scale) {
   expect_error("positive", 16384, 2, [](double v, int, bool) { return std::fabs(v); });
 }
 
-// What has no high and low part comes out as in fp32.
-void test_split_infinities() {
+// Rows with an infinity, NaN or the largest number, which comes out as `largest`, times 2^-20.
+template <typename Launch>
+void test_infinities(const std::string& name, Launch launch, float largest) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity(), kMax = std::numeric_limits<float>::max();
   constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   constexpr int kRows = 5, kSize = 8;
   std::vector<float> x(kRows * kSize, 1.f), W(kSize * kSize, 0x1p-20f), output(kRows * kSize);
-  const float special[kRows] = {kInfinity, -kInfinity, kMax, kNan, 1.f};  // kMax rounds to infinity in tf32
+  const float special[kRows] = {kInfinity, -kInfinity, kMax, kNan, 1.f};
   for (int r = 0; r < kRows; ++r) x[r * kSize + 3] = special[r];
   ForwardParams<float> p{};
   p.input = {x.data(), kSize};
@@ -522,16 +530,20 @@ void test_split_infinities() {
   p.output = output.data();
   p.batch = kRows, p.input_size = p.hidden_size = kSize;
   p.nonlinearity = Nonlinearity::kRelu;
-  for (const int columns : {64, 128}) {
-    CHECK((columns == 64 ? launch_wgmma<float, 64> : launch_wgmma<float, 128>)(p, nullptr) == cudaSuccess);
-    const float expected[kRows] = {kInfinity, 0, kMax * 0x1p-20f, kNan, 8 * 0x1p-20f};
-    for (int i = 0; i < kRows * kSize; ++i) {
-      const float want = expected[i / kSize];
-      if (!(output[i] == want || (std::isnan(want) && std::isnan(output[i])))) {
-        check::report("tiles of %d columns: with %g, output is %g, expected %g", columns, special[i / kSize], output[i],
-                      want);
-      }
+  CHECK(launch(p) == cudaSuccess);
+  const float expected[kRows] = {kInfinity, 0, largest * 0x1p-20f, kNan, 8 * 0x1p-20f};
+  for (int i = 0; i < kRows * kSize; ++i) {
+    const float want = expected[i / kSize];
+    if (!(output[i] == want || (std::isnan(want) && std::isnan(output[i])))) {
+      check::report("%s: with %g, output is %g, expected %g", name.c_str(), special[i / kSize], output[i], want);
     }
+  }
+}
+
+// What has no high and low part comes out as in fp32.
+void test_split_infinities() {
+  for (const char* name : {"3xtf32_128x128", "3xtf32_128x64"}) {
+    test_infinities(name, forced_launch(name, false), std::numeric_limits<float>::max());
   }
 }
 
@@ -561,23 +573,20 @@ void test_all_backward(size_t index) {
 
 template <typename T>
 void test_forced(const Case& c, const std::string& forced, int compute_capability, bool tf32 = false) {
-  const auto launch = [&](const ForwardParams<T>& p) {
-    return launch_plan(p, plan_forward(forward_case(p, tf32, true), {compute_capability}, forced.c_str()));
-  };
-  test_forward<T>(forced.c_str(), c, launch, tf32 ? 0x1p-10 : 0);  // each operand to 11 significant bits
+  test_forward<T>(forced.c_str(), c, forced_launch(forced, tf32, {compute_capability}), tf32 ? kTf32ProductUnit : 0);
 }
 
 // The choice is for this kernel, and a launch of it computes what it should.
 template <typename T>
-void test_launched(const std::string& family, const Device& device, const Case& c) {
+void test_launched(const std::string& family, const Device& device, const Case& c, bool tf32 = false) {
   const auto launch = [&](const ForwardParams<T>& p) {
-    const ForwardPlan plan = plan_forward(forward_case(p, false, true), device, nullptr);
+    const ForwardPlan plan = plan_forward(forward_case(p, tf32, true), device, nullptr);
     if (std::string(plan.name()).rfind(family, 0) != 0) {
       check::report("%s runs on sm_%d, expected %s", plan.name(), device.compute_capability, family.c_str());
     }
     return launch_plan(p, plan);
   };
-  test_forward<T>(family.c_str(), c, launch);
+  test_forward<T>(family.c_str(), c, launch, tf32 ? kTf32ProductUnit : 0);
 }
 
 // Each family, and each architecture that has other kernels; all layouts and shapes are the kernels' own tests' matter.
@@ -607,6 +616,7 @@ TEST(forward_as_launched) {
   test_launched<__half>("wgmma", two_of_h100, large);
   test_launched<__nv_bfloat16>("wgmma", two_of_h100, large);
   test_launched<float>("3xtf32", two_of_h100, deep);
+  test_launched<float>("wgmma_tf32", two_of_h100, deep, /*tf32=*/true);
 }
 
 // Batches up to each size that is compiled, K around whole rounds of loads and vectors, aligned and not, and few enough
@@ -664,6 +674,43 @@ void test_tiled(const TiledKernel& k) {
   test_forced<T>(deep, name + ":8", 90, tf32);
 }
 
+// What tf32 makes of numbers that it does not have, by either instruction: the largest one becomes an infinity.
+TEST(forward_tf32_infinities) {
+  for (const char* name : {"tf32_64x64", "wgmma_tf32_128x64", "wgmma_tf32_128x256"}) {
+    test_infinities(name, forced_launch(name, true), std::numeric_limits<float>::infinity());
+  }
+}
+
+// Every operand is rounded before the tensor cores cut it off.
+void test_wgmma_rounds(const std::string& name) {
+  constexpr int kSize = 8;
+  const std::vector<float> v(kSize * kSize, 1 + 0x1.8p-11f);  // nearest in tf32: 1 + 2^-10
+  std::vector<float> output(kSize * kSize);
+  ForwardParams<float> p{};
+  p.input = p.hx = p.weight_ih = p.weight_hh = {v.data(), kSize};
+  p.output = output.data();
+  p.batch = p.input_size = p.hidden_size = kSize;
+  p.nonlinearity = Nonlinearity::kRelu;
+  CHECK(forced_launch(name, true)(p) == cudaSuccess);
+  const float expected = 2 * kSize * (1 + 0x1p-10f) * (1 + 0x1p-10f);
+  for (const float got : output) {
+    if (got == expected) continue;
+    check::report("%s: output is %.9g, expected %.9g", name.c_str(), got, expected);
+    break;
+  }
+}
+
+// What kernels.h has no row for: fp32 where tf32 is allowed.
+void test_wgmma_tf32(const std::string& name) {
+  test_wgmma_rounds(name);
+  for (const Case& c : aligned_cases()) {
+    const auto launch = [&](const ForwardParams<float>& p) {
+      return forced_launch(name, true, {90, 2 + static_cast<int>(emu::options.seed % 2)})(p);  // several tiles a block
+    };
+    test_forward<float>(name.c_str(), c, launch, kTf32ProductUnit);
+  }
+}
+
 const bool registered_by_name = [] {
   check::tests().push_back({"forward_gemv", [] {
                               test_gemv<float>();
@@ -682,6 +729,9 @@ const bool registered_by_name = [] {
     const std::string name = std::string("forward_") + k.name;
     if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   }
+  for (const WgmmaKernel& k : kWgmmaKernels) {
+    if (k.math == Math::kTf32) names.push_back(std::string("forward_") + k.name);
+  }
   for (const std::string& name : names) {
     check::tests().push_back({name.c_str(), [&name] {
                                 for (const TiledKernel& k : kTiledKernels) {
@@ -690,6 +740,9 @@ const bool registered_by_name = [] {
                                   test_tiled<double>(k);
                                   test_tiled<__half>(k);
                                   test_tiled<__nv_bfloat16>(k);
+                                }
+                                for (const WgmmaKernel& k : kWgmmaKernels) {
+                                  if (std::string("forward_") + k.name == name) test_wgmma_tf32(k.name);
                                 }
                               }});
   }

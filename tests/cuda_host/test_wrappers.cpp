@@ -716,6 +716,34 @@ TEST(tma_load_swizzles_and_fills_with_zero) {
   });
 }
 
+TEST(tma_load_rounds_to_tf32) {
+  const auto bits = [](uint32_t v) { return __uint_as_float(v); };
+  const uint32_t pairs[][2] = {{0x3f800000, 0x3f800000},   // 1
+                               {0x3f800fff, 0x3f800000},   // below a tie
+                               {0x3f801000, 0x3f800000},   // a tie
+                               {0xbf803000, 0xbf804000},   // a tie
+                               {0xbf801001, 0xbf802000},   // above a tie
+                               {0x3fffffff, 0x40000000},   // to the next power of two
+                               {0x00000fff, 0x00000000},   // subnormal
+                               {0x7f7fffff, 0x7f800000},   // too large
+                               {0xff800000, 0xff800000}};  // infinite
+  constexpr int kCount = std::size(pairs);
+  TensorMatrix<float> m(1, kCount + 1, 12);
+  for (int i = 0; i < kCount; ++i) m.v[i] = bits(pairs[i][0]);
+  m.v[kCount] = bits(0x7fc00001);
+  const auto load = [&](CUtensorMapDataType type) {
+    CUtensorMap map;
+    CHECK(encode_tensor_map(map, m.v.data(), 1, kCount + 1, 12, 16, type) == cudaSuccess);
+    std::vector<float> out(16 * 32);
+    RNN_EXT_LAUNCH(load_tile<float>, dim3(1), dim3(32), sizeof(TileSmem<float>), nullptr, map, 0, 0, out.data());
+    CHECK(std::isnan(out[kCount]));
+    return out;
+  };
+  const std::vector<float> rounded = load(CU_TENSOR_MAP_DATA_TYPE_TFLOAT32);
+  const std::vector<float> as_is = load(CU_TENSOR_MAP_DATA_TYPE_FLOAT32);
+  for (int i = 0; i < kCount; ++i) CHECK(rounded[i] == bits(pairs[i][1]) && as_is[i] == bits(pairs[i][0]));
+}
+
 TEST(tensor_maps_that_the_driver_refuses) {
   alignas(16) static float data[64];
   CHECK(has_tensor_map(data, 4, 8, 8));
@@ -809,6 +837,15 @@ TEST(stores_must_have_read_before_the_block_exits) {
                    RNN_EXT_LAUNCH(leave_store_behind, dim3(1), dim3(1), sizeof(TileSmem<float>), nullptr, m.map(16));
                  }),
                  "returned before its bulk stores had read"));
+}
+
+TEST(tma_store_of_tf32_is_refused) {
+  TensorMatrix<float> m(16, 32, 32);
+  CUtensorMap map;
+  CHECK(encode_tensor_map(map, m.v.data(), 16, 32, 32, 16, CU_TENSOR_MAP_DATA_TYPE_TFLOAT32) == cudaSuccess);
+  CHECK(contains(
+      error_of([&] { RNN_EXT_LAUNCH(leave_store_behind, dim3(1), dim3(1), sizeof(TileSmem<float>), nullptr, map); }),
+      "TMA store: nothing says"));
 }
 
 __global__ void store_matrices(uint16_t* out) {
