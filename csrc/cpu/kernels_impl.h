@@ -514,15 +514,16 @@ void grad_z(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t
 
 // ------------------------------------------------------------------------------------------------ backward: products
 
-// One panel of a block of C.
-template <int NV, bool partial, typename T>
-void product_panel(const Product<T>& g, int64_t row, int64_t rows, int64_t col, int64_t n) {
+// Up to kPanels neighbouring panels of a block of C, whose packed rows of M were next to each other in memory.
+template <int NV, bool partial, int kPanels, typename T>
+__attribute__((noinline)) void product_panels(const Product<T>& g, int64_t row, int64_t rows, int64_t col,
+                                              int64_t panels, int64_t n) {
   using Vec = typename VecOf<T>::type;
   using S = acc_t<T>;
   constexpr int kLanes = Vec::kLanes;
   constexpr int kWidth = NV * kLanes;
-  S totals[kBlock * kWidth];
-  alignas(64) S packed[kRun * kWidth];
+  S totals[kPanels][kBlock * kWidth];
+  alignas(64) S packed[kPanels][kRun * kWidth];
   const S* a = g.a + row * g.a_row_stride;
   T* c = g.c + row * g.c_stride + col;
   for (int64_t k = 0; k == 0 || k < g.inner; k += kRun, a += kRun * g.a_col_stride) {
@@ -531,38 +532,49 @@ void product_panel(const Product<T>& g, int64_t row, int64_t rows, int64_t col, 
     T* c_if_last = k + kRun >= g.inner ? c : nullptr;
     if (rows < kPackRows) {
       const Panel<S, T, T> panel = {a,     g.a_row_stride, g.a_col_stride, m,         g.m_stride,
-                                    steps, totals,         k == 0,         c_if_last, g.c_stride};
+                                    steps, totals[0],      k == 0,         c_if_last, g.c_stride};
       outer_panel<NV, partial, false>(panel, rows, n);
       continue;
     }
     for (int64_t i = 0; i < steps; ++i, m += g.m_stride) {
-      UNROLL for (int j = 0; j < NV; ++j) {
-        const bool cut = partial && j == NV - 1;
-        Vec::store(packed + i * kWidth + j * kLanes, cut ? Vec::load(m + j * kLanes, n) : Vec::load(m + j * kLanes));
+      for (int64_t w = 0; w < panels; ++w) {
+        UNROLL for (int j = 0; j < NV; ++j) {
+          const T* from = m + w * kWidth + j * kLanes;
+          const bool cut = partial && j == NV - 1;
+          Vec::store(packed[w] + i * kWidth + j * kLanes, cut ? Vec::load(from, n) : Vec::load(from));
+        }
       }
     }
-    const Panel<S, S, T> panel = {a,     g.a_row_stride, g.a_col_stride, packed,    kWidth,
-                                  steps, totals,         k == 0,         c_if_last, g.c_stride};
-    outer_panel<NV, partial, true>(panel, rows, n);
+    for (int64_t w = 0; w < panels; ++w) {
+      T* c_there = c_if_last ? c_if_last + w * kWidth : nullptr;
+      const Panel<S, S, T> panel = {a,     g.a_row_stride, g.a_col_stride, packed[w], kWidth,
+                                    steps, totals[w],      k == 0,         c_there,   g.c_stride};
+      outer_panel<NV, partial, true>(panel, rows, n);
+    }
   }
 }
 
 template <typename T>
 void product(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
   using Vec = typename VecOf<T>::type;
-  constexpr int kLanes = Vec::kLanes;
+  constexpr int kLanes = Vec::kLanes, kWidth = 2 * kLanes;
   // A product of few terms is mostly stores: a tile's rows at a time, from one end to the other.
   const int64_t block = g.inner < kPackRows ? Vec::kOuterRows : kBlock;
   for (int64_t row = row_begin; row < row_end; row += block) {
     const int64_t rows = smaller(block, row_end - row);
     int64_t col = col_begin;
-    for (; col + 2 * kLanes <= col_end; col += 2 * kLanes) product_panel<2, false>(g, row, rows, col, kLanes);
+    for (; rows >= kPackRows && col + 2 * kWidth <= col_end;) {
+      const int64_t panels = smaller(kPanels, (col_end - col) / kWidth);
+      product_panels<2, false, kPanels>(g, row, rows, col, panels, kLanes);
+      col += panels * kWidth;
+    }
+    for (; col + kWidth <= col_end; col += kWidth) product_panels<2, false, 1>(g, row, rows, col, 1, kLanes);
     if (col + kLanes < col_end) {
-      product_panel<2, true>(g, row, rows, col, col_end - col - kLanes);
+      product_panels<2, true, 1>(g, row, rows, col, 1, col_end - col - kLanes);
     } else if (col + kLanes == col_end) {
-      product_panel<1, false>(g, row, rows, col, kLanes);
+      product_panels<1, false, 1>(g, row, rows, col, 1, kLanes);
     } else if (col < col_end) {
-      product_panel<1, true>(g, row, rows, col, col_end - col);
+      product_panels<1, true, 1>(g, row, rows, col, 1, col_end - col);
     }
   }
 }
