@@ -7,7 +7,8 @@ Every peer runs on the same random data, in alternating rounds, and only after i
 Writes bench.json (schema: results.py) and PNGs (plots.py) to --output; ctrl-C keeps what was measured. On a GPU there
 are three clocks, host-inclusive, device with warm L2 and device with cold L2 (results.py says what they are).
 
-TF32 is off for every peer, as it is by default for nn.RNNCell (cuDNN's RNN would use it).
+TF32 is off for every peer, as it is by default for nn.RNNCell (cuDNN's RNN would use it). On the CPU freed memory stays
+with the process (timing.keep_freed_memory).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from device import default_device, floor_us, gpu_state, peak_tflop_s, probe
 from peers import PASSES, PEERS, TOLERANCE, Case, Peer, Step, error_of, forget_compiled, make_tensors
 from rich.console import Console
 from rich.table import Table
-from timing import device_sampler, host_sampler, kernels_per_call, quartiles, sample_in_turns
+from timing import device_sampler, host_sampler, keep_freed_memory, kernels_per_call, quartiles, sample_in_turns
 from torch import Tensor
 from tqdm import tqdm
 
@@ -277,6 +278,8 @@ def main() -> int:
     device = torch.device(args.device)
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False
+    else:
+        keep_freed_memory()
     if warning := results.busy():
         print(warning)
     facts = {} if args.check_only else probe(device, args.dtypes)

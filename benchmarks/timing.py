@@ -6,6 +6,7 @@ is the median over rounds of the ratio within a round.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
@@ -15,6 +16,19 @@ from typing import Any
 import torch
 
 Run = Callable[[], Any]
+
+
+def keep_freed_memory() -> None:
+    """Has glibc's malloc keep what is freed, for every implementation alike.
+
+    By default it hands large blocks back to the system or not, depending on what happens to lie next to them. To fault
+    them in again can take as long as the call that is timed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_trim_threshold, 2**30)
+        mallopt(m_mmap_threshold, 2**25)  # the most that every version takes
 
 
 def synchronize() -> None:
