@@ -33,6 +33,9 @@ struct Product {
   int64_t rows, cols, inner;
 };
 
+// Of a product's inner dimension: with fewer, the time goes into stores.
+constexpr int64_t kFewTerms = 24;
+
 template <typename T>
 struct Kernels {
   // output[rows, columns] of the whole forward pass.

@@ -8,7 +8,7 @@
 //
 // Forward, many rows: the sums across lanes would cost more than they must, so a panel of rows of x is transposed into
 // a small buffer, and zᵀ is a sum of outer products: elements of W broadcast against vectors of the panel. W is by far
-// the larger operand, and is read as it lies.
+// the larger operand, and is read as it lies, or, when large, copied for several panels.
 //
 // Either way z exists only as a block on the stack, which goes through bias and activation to the output.
 //
@@ -68,6 +68,7 @@ void activate_run(Nonlinearity kind, const acc_t<T>* z, T* output, int64_t n) {
 constexpr int kRun = 256;      // terms summed in registers before they are added to the totals
 constexpr int kBlock = 264;    // rows whose totals are on the stack
 constexpr int kPackRows = 24;  // packing pays from here
+constexpr int kPanels = 4;     // that are worked on together where the operands are large
 
 // One run of the inner dimension of a block of C = A M, one panel (NV vectors) wide.
 template <typename A, typename M, typename C>
@@ -164,7 +165,6 @@ constexpr int kPanelCols = 48;            // from which the kernel for many rows
 constexpr int kMaxChunk = 256;            // columns of z on the stack
 constexpr int64_t kChunkBytes = 1 << 19;  // of W and U, to stay in L2 while all rows pass
 constexpr int64_t kCopyBytes = 1 << 20;   // of W and U, beyond which blocks of them are copied
-constexpr int kPanels = 4;                // that share a copy
 
 template <typename T>
 void add_biases(const ForwardParams<T>& p, int64_t col, int64_t cols, acc_t<T>* bias) {
@@ -558,12 +558,12 @@ template <typename T>
 void product(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
   using Vec = typename VecOf<T>::type;
   constexpr int kLanes = Vec::kLanes, kWidth = 2 * kLanes;
-  // A product of few terms is mostly stores: a tile's rows at a time, from one end to the other.
-  const int64_t block = g.inner < kPackRows ? Vec::kOuterRows : kBlock;
+  // With few terms, to store a tile's rows from one end to the other; with many, to pack M as seldom as possible.
+  const int64_t block = g.inner < kFewTerms ? Vec::kOuterRows : kBlock;
   for (int64_t row = row_begin; row < row_end; row += block) {
     const int64_t rows = smaller(block, row_end - row);
     int64_t col = col_begin;
-    for (; rows >= kPackRows && col + 2 * kWidth <= col_end;) {
+    while (rows >= kPackRows && col + 2 * kWidth <= col_end) {
       const int64_t panels = smaller(kPanels, (col_end - col) / kWidth);
       product_panels<2, false, kPanels>(g, row, rows, col, panels, kLanes);
       col += panels * kWidth;

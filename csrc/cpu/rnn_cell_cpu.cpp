@@ -97,8 +97,8 @@ int64_t serial_work() { return level() == Level::kDefault ? 1 << 16 : 1 << 18; }
 constexpr int64_t kElementWork = 16, kActivationWork = 64;
 
 // Multiply-adds, B · K · H, of a forward and of a backward product pair from which ATen's GEMMs take over. In backward
-// also from a number of weights, K · H: the kernels read W in narrow panels of columns, which is slow beyond the L2
-// cache unless there are enough rows of dz to pay for it.
+// also from a number of weights, K · H: the kernels read W in panels of columns, which is slow beyond the L2 cache
+// unless there are enough rows of dz to pay for it.
 //
 // Where one overtakes the other depends on the CPU, and slowly on the size: with AVX2, float crosses in forward at
 // about 2^27 on a Xeon, double with AVX-512 at 2^24 on a Xeon and 2^28 on an EPYC. On the wrong side of these
@@ -189,12 +189,12 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
     if (by_library) return library_backward(p, dz);
   }
 
-  // Up to four products, a column of each being as much work as of any other: one list of panels for all threads. A
-  // weight gradient that few rows of x make is mostly stores, and is cut into as many runs of rows instead.
+  // Up to four products, a column of each being as much work as of any other: one list of panels for all threads. Where
+  // storing the weight gradients takes the time, they are cut into as many runs of whole rows instead.
   Product<T> products[4];
   int64_t first_panel[5] = {0};
   int n = 0;
-  constexpr int64_t kPanel = 32, kFewRows = 24;
+  constexpr int64_t kPanel = 32;
   const auto add = [&](const Product<T>& g) {
     if (g.c == nullptr || g.rows == 0 || g.cols == 0) return;
     first_panel[n + 1] = first_panel[n] + (g.cols + kPanel - 1) / kPanel;
@@ -211,7 +211,7 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
       const int64_t panels = first_panel[i + 1] - first_panel[i];
       const int64_t from = std::max<int64_t>(begin - first_panel[i], 0), to = std::min(end - first_panel[i], panels);
       if (from >= to) continue;
-      if (i >= first_of_weights && B < kFewRows) {
+      if (i >= first_of_weights && B < kFewTerms) {
         kernels<T>().product(g, g.rows * from / panels, g.rows * to / panels, 0, g.cols);
       } else {
         kernels<T>().product(g, 0, g.rows, from * kPanel, std::min(to * kPanel, g.cols));
