@@ -101,10 +101,10 @@ constexpr int64_t kElementWork = 16, kActivationWork = 64;
 // unless there are enough rows of dz to pay for it.
 //
 // Where one overtakes the other depends on the CPU, and slowly on the size: with AVX2, float crosses in forward at
-// about 2^27 on a Xeon, double with AVX-512 at 2^24 on a Xeon and 2^28 on an EPYC. On the wrong side of these
-// compromises either loses a sixth at most, while nn.RNNCell, which also passes over z three more times, loses more. On
-// an EPYC with AVX-512 the library's float products are behind at every size, from one row up to 2^32. Vectors of 16
-// bytes without FMA are no match for the library beyond small sizes.
+// about 2^27 on a Xeon, double with AVX-512 at 2^24. On the wrong side of these compromises either loses a sixth at
+// most, while nn.RNNCell, which also passes over z three more times, loses more. On an EPYC with AVX-512 the library is
+// ahead with double in forward alone, from 2^28. Vectors of 16 bytes without FMA are no match for it beyond small
+// sizes.
 struct LibraryThreshold {
   int64_t forward, backward, backward_weights;
 };
@@ -113,7 +113,9 @@ LibraryThreshold library_threshold() {
   if (level() == Level::kDefault) return {1 << 18, 1 << 18, 1 << 18};
 #ifdef RNN_EXT_CPU_X86
   constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
-  if (sizeof(T) == 4 && level() >= Level::kAvx512 && __builtin_cpu_is("amd")) return {kNever, kNever, kNever};
+  if (level() >= Level::kAvx512 && __builtin_cpu_is("amd")) {
+    return {sizeof(T) == 4 ? kNever : 1 << 28, kNever, kNever};
+  }
 #endif
   if (sizeof(T) == 4) return {1 << 27, 1 << 27, 1 << 20};
   return {1 << 26, 1 << 26, 1 << 19};
