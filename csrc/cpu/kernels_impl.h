@@ -166,6 +166,12 @@ constexpr int kMaxChunk = 256;            // columns of z on the stack
 constexpr int64_t kChunkBytes = 1 << 19;  // of W and U, to stay in L2 while all rows pass
 constexpr int64_t kCopyBytes = 1 << 20;   // of W and U, beyond which blocks of them are copied
 
+// K, the terms of a sum: those of x, and those of h if it is there.
+template <typename T>
+INLINE int64_t terms_of(const ForwardParams<T>& p) {
+  return p.input_size + (p.hx.data ? p.hidden_size : 0);
+}
+
 template <typename T>
 void add_biases(const ForwardParams<T>& p, int64_t col, int64_t cols, acc_t<T>* bias) {
   for (int64_t j = 0; j < cols; ++j) {
@@ -246,7 +252,7 @@ void forward_rows(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t c
   for (int i = 0; i < MR; ++i) {
     for (int64_t j = 0; j < cols; ++j) z[i * cols + j] = bias[j];
   }
-  const int64_t K = p.input_size + (p.hx.data ? p.hidden_size : 0);
+  const int64_t K = terms_of(p);
   for (int64_t k = 0; k < K; k += kDotRun) {
     for (int64_t j = 0; j < cols; j += NR) {
       dot_tile<MR, NR>(p, row, col + j, smaller(NR, cols - j), k, smaller(k + kDotRun, K), z + j, cols);
@@ -263,7 +269,7 @@ void forward_rows(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t c
 template <typename T>
 void forward_few(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) {
   constexpr int kRows = VecOf<T>::type::kDotRows;
-  const int64_t K = p.input_size + (p.hx.data ? p.hidden_size : 0);
+  const int64_t K = terms_of(p);
   const int64_t fitting = kChunkBytes / static_cast<int64_t>(sizeof(T)) / (K + 1) / 8 * 8;
   const int64_t chunk = fitting < 32 ? 32 : smaller(fitting, kMaxChunk);
   for (int64_t col = col_begin; col < col_end; col += chunk) {
@@ -406,8 +412,8 @@ void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t co
   // columns to be worth it. Both by the sizes of the cell: a thread's share must not change the result.
   const int64_t rest = p.batch % kLanes, in_panels = p.batch - (rest * 5 >= kLanes * 4 ? 0 : rest);
   const int64_t panels_end = p.hidden_size >= kPanelCols ? smaller(in_panels, row_end) : row;
-  const int64_t weights = (p.input_size + (p.hx.data ? p.hidden_size : 0)) * p.hidden_size;
-  const bool copies = sizeof(T) < 8 && weights * static_cast<int64_t>(sizeof(T)) > kCopyBytes;
+  constexpr bool kCopies = sizeof(T) < 8;  // the copy of a block of doubles would take half a megabyte of stack
+  const bool copies = kCopies && terms_of(p) * p.hidden_size * static_cast<int64_t>(sizeof(T)) > kCopyBytes;
   while (row < panels_end) {
     const int64_t left = panels_end - row;
     int64_t rows = smaller(2 * kLanes, left);
@@ -415,7 +421,7 @@ void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t co
       forward_panels<1, false>(p, row, rows, col_begin, col_end);
     } else if (copies && left >= 4 * kLanes) {
       rows = smaller(kPanels, left / (2 * kLanes)) * 2 * kLanes;
-      forward_panels<2, (sizeof(T) < 8)>(p, row, rows, col_begin, col_end);
+      forward_panels<2, kCopies>(p, row, rows, col_begin, col_end);
     } else {
       forward_panels<2, false>(p, row, rows, col_begin, col_end);
     }
@@ -514,23 +520,24 @@ void grad_z(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t
 
 // ------------------------------------------------------------------------------------------------ backward: products
 
-// Up to kPanels neighbouring panels of a block of C, whose packed rows of M were next to each other in memory.
-template <int NV, bool partial, int kPanels, typename T>
+// Up to kMost neighbouring panels of a block of C, whose packed rows of M were next to each other in memory. One panel
+// of less than kPackRows rows is not packed.
+template <int NV, bool partial, int kMost, typename T>
 __attribute__((noinline)) void product_panels(const Product<T>& g, int64_t row, int64_t rows, int64_t col,
                                               int64_t panels, int64_t n) {
   using Vec = typename VecOf<T>::type;
   using S = acc_t<T>;
   constexpr int kLanes = Vec::kLanes;
   constexpr int kWidth = NV * kLanes;
-  S totals[kPanels][kBlock * kWidth];
-  alignas(64) S packed[kPanels][kRun * kWidth];
+  S totals[kMost][kBlock * kWidth];
+  alignas(64) S packed[kMost][kRun * kWidth];
   const S* a = g.a + row * g.a_row_stride;
   T* c = g.c + row * g.c_stride + col;
   for (int64_t k = 0; k == 0 || k < g.inner; k += kRun, a += kRun * g.a_col_stride) {
     const int64_t steps = smaller(kRun, g.inner - k);
     const T* m = g.m + k * g.m_stride + col;
     T* c_if_last = k + kRun >= g.inner ? c : nullptr;
-    if (rows < kPackRows) {
+    if (kMost == 1 && rows < kPackRows) {
       const Panel<S, T, T> panel = {a,     g.a_row_stride, g.a_col_stride, m,         g.m_stride,
                                     steps, totals[0],      k == 0,         c_if_last, g.c_stride};
       outer_panel<NV, partial, false>(panel, rows, n);

@@ -192,7 +192,7 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
   }
 
   // Up to four products, a column of each being as much work as of any other: one list of panels for all threads. Where
-  // storing the weight gradients takes the time, they are cut into as many runs of whole rows instead.
+  // the time goes into stores, a product is cut into as many runs of whole rows instead, if it has them.
   Product<T> products[4];
   int64_t first_panel[5] = {0};
   int n = 0;
@@ -204,7 +204,6 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
   };
   add({dz, dz_stride, 1, p.weight_ih.data, p.weight_ih.row_stride, p.grad_input, I, B, I, H});
   add({dz, dz_stride, 1, p.weight_hh.data, p.weight_hh.row_stride, p.grad_hx, H, B, H, H});
-  const int first_of_weights = n;
   add({dz, 1, dz_stride, p.input.data, p.input.row_stride, p.grad_weight_ih, I, H, I, B});
   if (p.hx.data) add({dz, 1, dz_stride, p.hx.data, p.hx.row_stride, p.grad_weight_hh, H, H, H, B});
   parallel_runs(first_panel[n], 1, B * H * kPanel, [&](int64_t begin, int64_t end) {
@@ -213,7 +212,7 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
       const int64_t panels = first_panel[i + 1] - first_panel[i];
       const int64_t from = std::max<int64_t>(begin - first_panel[i], 0), to = std::min(end - first_panel[i], panels);
       if (from >= to) continue;
-      if (i >= first_of_weights && B < kFewTerms) {
+      if (g.inner < kFewTerms && g.rows >= panels) {
         kernels<T>().product(g, g.rows * from / panels, g.rows * to / panels, 0, g.cols);
       } else {
         kernels<T>().product(g, 0, g.rows, from * kPanel, std::min(to * kPanel, g.cols));
