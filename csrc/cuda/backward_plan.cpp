@@ -205,15 +205,14 @@ std::string describe(const BackwardPlan& plan) {
   char text[200];
   const auto blocks = static_cast<long long>(plan.blocks);
   if (plan.family == BackwardPlan::Family::kGemv) {
-    std::snprintf(text, sizeof text, "%-18s %6lld blocks, %d bytes of each row of the weights", plan.name(), blocks,
-                  plan.strip_bytes);
+    std::snprintf(text, sizeof text, "%6lld blocks, %d bytes of each row of the weights", blocks, plan.strip_bytes);
   } else if (plan.family == BackwardPlan::Family::kWgmma) {
-    std::snprintf(text, sizeof text, "%-18s %6lld blocks of 384 threads in clusters of %d, 2 launches", plan.name(),
-                  blocks, kBackwardWgmma[plan.kernel].cluster);
+    std::snprintf(text, sizeof text, "%6lld blocks of 384 threads in clusters of %d, 2 launches", blocks,
+                  kBackwardWgmma[plan.kernel].cluster);
   } else {
     const BackwardTileShape &data = kBackwardTiled[plan.kernel].data, &weight = kBackwardTiled[plan.kernel].weight;
-    std::snprintf(text, sizeof text, "%-18s %6lld blocks, %lld tiles of %dx%d and %lld of %dx%d, %d launch%s",
-                  plan.name(), blocks, static_cast<long long>(plan.schedule.data.size()), data.bm, data.bn,
+    std::snprintf(text, sizeof text, "%6lld blocks, %lld tiles of %dx%d and %lld of %dx%d, %d launch%s", blocks,
+                  static_cast<long long>(plan.schedule.data.size()), data.bm, data.bn,
                   static_cast<long long>(plan.schedule.weight.size()), weight.bm, weight.bn, plan.launches(),
                   plan.launches() > 1 ? "es" : "");
   }

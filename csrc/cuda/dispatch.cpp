@@ -321,20 +321,20 @@ const char* name_of(Reduction r) {
 std::string describe(const ForwardPlan& plan, const ForwardCase& c) {
   char text[200];
   if (plan.family == ForwardPlan::Family::kLibrary) {
-    std::snprintf(text, sizeof text, "%-18s %d launches", plan.name(), c.hx ? 3 : 2);
+    std::snprintf(text, sizeof text, "%d launches", c.hx ? 3 : 2);
   } else if (plan.family == ForwardPlan::Family::kWgmma) {
     const WgmmaKernel& k = kWgmmaKernels[plan.kernel];
-    std::snprintf(text, sizeof text, "%-18s %6lld blocks of 384 threads in clusters of %d, %lld tiles", k.name,
+    std::snprintf(text, sizeof text, "%6lld blocks of 384 threads in clusters of %d, %lld tiles",
                   static_cast<long long>(plan.blocks), k.cluster,
                   static_cast<long long>(ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn)));
   } else if (plan.family == ForwardPlan::Family::kGemv) {
-    std::snprintf(text, sizeof text, "%-18s %6lld blocks, %d rows of the weights a warp group of %d", plan.name(),
+    std::snprintf(text, sizeof text, "%6lld blocks, %d rows of the weights a warp group of %d",
                   static_cast<long long>(plan.blocks),
                   gemv_rows(gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16), c.dtype), plan.warps_per_row);
   } else {
     const TiledKernel& k = kTiledKernels[plan.kernel];
-    std::snprintf(text, sizeof text, "%-18s %6lld blocks of %d threads, K split in %d%s", k.name,
-                  static_cast<long long>(plan.blocks), k.threads(), plan.splits, name_of(plan.reduction));
+    std::snprintf(text, sizeof text, "%6lld blocks of %d threads, K split in %d%s", static_cast<long long>(plan.blocks),
+                  k.threads(), plan.splits, name_of(plan.reduction));
   }
   return text;
 }

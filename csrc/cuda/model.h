@@ -100,7 +100,7 @@ const Plan* best_of(const std::vector<Candidate<Plan>>& all) {
   return best;
 }
 
-// What runs, and all candidates, the fastest first, for people.
+// What runs, and all candidates, the fastest first, for people. describe(plan) says more of a plan than its name.
 template <typename Plan, typename Describe>
 std::string report(const char* direction, double flops, double bytes, const Device& device, const Plan& chosen,
                    bool forced, std::vector<Candidate<Plan>> all, Describe describe) {
@@ -108,17 +108,24 @@ std::string report(const char* direction, double flops, double bytes, const Devi
     return a.why_not.empty() != b.why_not.empty() ? a.why_not.empty() : a.plan.microseconds < b.plan.microseconds;
   });
   char line[300];
+  const auto named = [](const Plan& plan, const std::string& text) {
+    char padded[300];
+    std::snprintf(padded, sizeof padded, "%-18s %s", plan.name(), text.c_str());
+    return std::string(padded);
+  };
   std::snprintf(line, sizeof line,
                 "%s: %.3g MFLOP, %.3g MB; compute capability %d.%d, %d multiprocessors\n%s %s: %s\n\n"
                 "The model's microseconds (weights in L2; no GPU has confirmed it):\n",
                 direction, flops / 1e6, bytes / 1e6, device.compute_capability / 10, device.compute_capability % 10,
-                device.multiprocessors, direction, forced ? "is forced to run" : "runs", describe(chosen).c_str());
+                device.multiprocessors, direction, forced ? "is forced to run" : "runs",
+                named(chosen, describe(chosen)).c_str());
   std::string text = line;
   for (const Candidate<Plan>& candidate : all) {
     if (candidate.why_not.empty()) {
-      std::snprintf(line, sizeof line, "%8.2f  %s\n", candidate.plan.microseconds, describe(candidate.plan).c_str());
+      std::snprintf(line, sizeof line, "%8.2f  %s\n", candidate.plan.microseconds,
+                    named(candidate.plan, describe(candidate.plan)).c_str());
     } else {
-      std::snprintf(line, sizeof line, "       -  %-18s %s\n", candidate.plan.name(), candidate.why_not.c_str());
+      std::snprintf(line, sizeof line, "       -  %s\n", named(candidate.plan, candidate.why_not).c_str());
     }
     text += line;
   }
