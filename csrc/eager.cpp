@@ -75,10 +75,14 @@ struct RNNCellNode : torch::autograd::Function<RNNCellNode> {
   }
 };
 
+// CppNode reads its name in each backward, and Node's is the type's, demangled every time: a microsecond or two.
+struct CellNode : torch::autograd::CppNode<RNNCellNode> {
+  std::string name() const override { return "RNNCellBackward"; }
+};
+
 // Shared until torch 2.13, intrusive since.
 template <typename Pointer = NodePtr>
 auto make_node() {
-  using CellNode = torch::autograd::CppNode<RNNCellNode>;
   if constexpr (std::is_same_v<Pointer, std::shared_ptr<Node>>) {
     return std::shared_ptr<CellNode>(new CellNode, [](auto* node) { deleteNode(node); });
   } else {
