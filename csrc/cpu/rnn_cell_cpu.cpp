@@ -191,8 +191,9 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
     if (by_library) return library_backward(p, dz);
   }
 
-  // Up to four products, a column of each being as much work as of any other: one list of panels for all threads. Where
-  // the time goes into stores, a product is cut into as many runs of whole rows instead, if it has them.
+  // Up to four products, a column of each being as much work as of any other: one list of panels for all threads. In
+  // this order two threads have one product of either kind each, as one kind takes a little longer. Where the time goes
+  // into stores, a product is cut into as many runs of whole rows instead, if it has them.
   Product<T> products[4];
   int64_t first_panel[5] = {0};
   int n = 0;
@@ -203,8 +204,8 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
     products[n++] = g;
   };
   add({dz, dz_stride, 1, p.weight_ih.data, p.weight_ih.row_stride, p.grad_input, I, B, I, H});
-  add({dz, dz_stride, 1, p.weight_hh.data, p.weight_hh.row_stride, p.grad_hx, H, B, H, H});
   add({dz, 1, dz_stride, p.input.data, p.input.row_stride, p.grad_weight_ih, I, H, I, B});
+  add({dz, dz_stride, 1, p.weight_hh.data, p.weight_hh.row_stride, p.grad_hx, H, B, H, H});
   if (p.hx.data) add({dz, 1, dz_stride, p.hx.data, p.hx.row_stride, p.grad_weight_hh, H, H, H, B});
   parallel_runs(first_panel[n], 1, B * H * kPanel, [&](int64_t begin, int64_t end) {
     for (int i = 0; i < n; ++i) {
