@@ -8,6 +8,7 @@ Facts, all of one device:
     cache_bytes     the size of the last cache: L2 on a GPU, L3 on a CPU
     gemm_tflop_s    10¹² floating-point operations a second of a large matrix product, by dtype; "tf32" on a GPU
     launch_us       microseconds of the smallest eager operation, host included
+    autograd_us     microseconds of forward and backward of one small ATen function with six leaves, host included
     node_us         microseconds of the smallest kernel as a node of a CUDA graph: what any launch costs the device
 """
 
@@ -58,6 +59,14 @@ def gemm_tflop_s(dtype: torch.dtype, size: int, device: torch.device) -> float:
     return 2 * size**3 / seconds(lambda: torch.mm(a, b, out=out), device, rounds=rounds) / 1e12
 
 
+def autograd_seconds(device: torch.device) -> float:
+    """Forward and backward of an ATen function with as many leaves as the cell: x, h and four parameters."""
+    leaves = [torch.ones(1, device=device, requires_grad=True) for _ in range(6)]
+    grad_output = torch.ones(len(leaves), device=device)
+    sample = host_sampler(lambda: torch.autograd.grad(torch.cat(leaves), leaves, grad_output), 2e-3)
+    return min(sample() for _ in range(500))  # over a second, as other processes slow a CPU down for tenths of one
+
+
 def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
     """The facts named above, in a few seconds."""
     cuda = device.type == "cuda"
@@ -87,6 +96,7 @@ def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
         "cache_bytes": cache,
         "gemm_tflop_s": gemm,
         "launch_us": min(launch() for _ in range(9)) * 1e6,
+        "autograd_us": autograd_seconds(device) * 1e6,
         "node_us": seconds(one.neg_, device, nodes=200) * 1e6 if cuda else None,
     }
 
@@ -103,11 +113,16 @@ def bandwidth_gb_s(case: Case, clock: str, facts: dict[str, Any]) -> float:
 
 
 def floor_us(case: Case, clock: str, facts: dict[str, Any]) -> float:
-    """max(FLOP / peak, bytes / bandwidth) + launches: microseconds that no implementation should undercut by much."""
+    """Microseconds that no implementation should undercut by much: max(FLOP / peak, bytes / bandwidth), and what it
+    costs to start that, on the host's clock through autograd.
+    """
     compute = case.flop / peak_tflop_s(case.dtype, facts) * 1e-6
     memory = case.bytes / bandwidth_gb_s(case, clock, facts) * 1e-3
-    start = facts["launch_us"] if clock == "host" else facts["node_us"]
-    return max(compute, memory) + case.launches * start
+    work = max(compute, memory)
+    if clock != "host":
+        return work + case.launches * facts["node_us"]
+    start = facts["autograd_us" if case.pass_name == "forward_backward" else "launch_us"]
+    return work + start if facts["node_us"] is None else max(work, start)  # a GPU works while the host goes on
 
 
 def gpu_state() -> dict[str, str] | None:

@@ -75,7 +75,7 @@ def section(document: dict[str, Any], folder: str) -> list[str]:
     if document["gpu"]:
         software += [f"CUDA {document['cuda']}", f"driver {document['driver']}"]
     peaks = ", ".join(f"{dtype} {value:.3g} TFLOP/s" for dtype, value in facts["gemm_tflop_s"].items())
-    start = f"launch {facts['launch_us']:.2f} µs"
+    start = f"launch {facts['launch_us']:.2f} µs, autograd {facts['autograd_us']:.1f} µs"
     if facts["node_us"]:
         start += f", graph node {facts['node_us']:.2f} µs"
     title = document["gpu"] or f"{document['cpu']}, {document['threads']} threads"
@@ -109,7 +109,8 @@ def performance(files: list[Path], root: Path) -> str:
         "Written by `python benchmarks/report.py` from `benchmarks/results/`. A speed-up is another implementation's",
         "time divided by rnn_ext's in the same run, median over alternating rounds; above 1 rnn_ext is faster. `~`",
         f"marks noise: a difference under {results.NOISE:.0%}, or quartiles on either side of 1. The floor is the time",
-        "that the device's measured ceilings allow.",
+        "that the device's measured ceilings allow; on the host's clock it contains what PyTorch takes for a small",
+        "operation, and with a backward for one that has six leaves, like the cell (`autograd`).",
         "",
     ]
     for path in files:

@@ -68,7 +68,7 @@ ROW: dict[str, tuple[tuple[type, ...], str]] = {
     "speedup_q75": (number + optional, "upper quartile"),
     "rounds": (whole, "samples taken"),
     "kernels": (number + optional, "kernels launched a call, counted by the profiler; null on a CPU"),
-    "floor_us": (number, "max(FLOP / peak, bytes / bandwidth) + launches, see device.floor_us"),
+    "floor_us": (number, "what the device's ceilings and PyTorch's own costs allow, see device.floor_us"),
     "floor_ratio": (number + optional, "median_us / floor_us"),
     "gflop_s": (number + optional, "FLOP of the GEMMs / median_us, in 10⁹ a second"),
     "peak_share": (
