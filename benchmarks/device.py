@@ -27,12 +27,17 @@ from timing import device_sampler, host_sampler
 MIB = 2**20
 
 
+def host_seconds(run: Any, rounds: int = 9) -> float:
+    """Seconds of one run, the best of `rounds`, host included."""
+    sample = host_sampler(run, 2e-3)
+    return min(sample() for _ in range(rounds))
+
+
 def seconds(run: Any, device: torch.device, nodes: int = 1, rounds: int = 9) -> float:
     """Seconds of one run, the best of `rounds`: device time of `nodes` runs in a graph, host time on a CPU."""
-    if device.type == "cuda":
-        sample = device_sampler([run] * nodes, 2e-3)
-    else:
-        sample = host_sampler(run, 2e-3)
+    if device.type != "cuda":
+        return host_seconds(run, rounds)
+    sample = device_sampler([run] * nodes, 2e-3)
     return min(sample() for _ in range(rounds))
 
 
@@ -63,8 +68,8 @@ def autograd_seconds(device: torch.device) -> float:
     """Forward and backward of an ATen function with as many leaves as the cell: x, h and four parameters."""
     leaves = [torch.ones(1, device=device, requires_grad=True) for _ in range(6)]
     grad_output = torch.ones(len(leaves), device=device)
-    sample = host_sampler(lambda: torch.autograd.grad(torch.cat(leaves), leaves, grad_output), 2e-3)
-    return min(sample() for _ in range(500))  # over a second, as other processes slow a CPU down for tenths of one
+    # For over a second, as other processes slow a CPU down for tenths of one.
+    return host_seconds(lambda: torch.autograd.grad(torch.cat(leaves), leaves, grad_output), rounds=500)
 
 
 def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
@@ -87,7 +92,6 @@ def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
         gemm["tf32"] = gemm_tflop_s(torch.float32, 8192, device)
         torch.set_float32_matmul_precision(before)
     one = torch.ones(1, device=device)
-    launch = host_sampler(one.neg, 2e-3)
     copy_gb_s = 2 * large / copy_seconds(large, device) / 1e9
     cache_gb_s = 2 * (small[1] - small[0]) / max(times[1] - times[0], times[1] / 4) / 1e9
     return {
@@ -95,7 +99,7 @@ def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
         "cache_gb_s": max(cache_gb_s, copy_gb_s),
         "cache_bytes": cache,
         "gemm_tflop_s": gemm,
-        "launch_us": min(launch() for _ in range(9)) * 1e6,
+        "launch_us": host_seconds(one.neg) * 1e6,
         "autograd_us": autograd_seconds(device) * 1e6,
         "node_us": seconds(one.neg_, device, nodes=200) * 1e6 if cuda else None,
     }
