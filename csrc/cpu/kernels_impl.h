@@ -93,6 +93,11 @@ __attribute__((noinline)) void outer_tile(const Panel<S, M, C>& g, const S* a, i
   constexpr int kLanes = Vec::kLanes;
   V acc[MR][NV];
   UNROLL for (int i = 0; i < MR; ++i) { UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::zero(); }
+  if (g.c) {  // a large C comes from beyond the L2 cache: fetched while the sums are computed
+    UNROLL for (int i = 0; i < MR; ++i) {
+      UNROLL for (int j = 0; j < NV; ++j) __builtin_prefetch(g.c + (row + i) * g.c_stride + j * kLanes, 1);
+    }
+  }
   const M* m = g.m;
   for (int64_t k = 0; k < g.steps; ++k, a += g.a_col_stride, m += packed ? NV * kLanes : g.m_stride) {
     V mv[NV];
