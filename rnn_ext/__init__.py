@@ -3,7 +3,13 @@
 See :class:`RNNCell`, :func:`rnn_cell` and :func:`convert_rnn_cells`; ``python -m rnn_ext`` tells what was built.
 """
 
-import torch  # noqa: F401  (its libraries must be loaded before _C)
+from pathlib import Path as _Path
+
+import torch as _torch  # its libraries must be loaded before _C
+
+from ._build import check_build as _check_build
+
+_check_build(_Path(__file__).parent, _torch.__version__, _torch.version.cuda)
 
 from . import _C, _integrations, ops  # noqa: F401
 from ._version import __version__
