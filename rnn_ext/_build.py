@@ -50,7 +50,7 @@ def check_build(folder: Path, torch_version: str, torch_cuda: str | None) -> Non
             )
         raise ImportError(f"{problem}: reinstall rnn_ext with this Python: {install}")
 
-    record = Path(spec.origin).with_suffix(".json")
+    record = Path(spec.origin).resolve().with_suffix(".json")  # a strict editable installation has links to _C alone
     if not record.is_file():  # as in what a bundler copied: only the loader can tell
         return
     built = json.loads(record.read_text())

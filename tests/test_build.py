@@ -58,6 +58,16 @@ def test_another_torch_is_told_before_the_loader_fails(package):
     assert f"rnn_ext was built for torch 1.0.0, found {torch.__version__}: reinstall rnn_ext" in done.stderr
 
 
+def test_the_record_is_found_through_the_links_of_a_strict_editable_installation(package, tmp_path):
+    put_build(package, "1.0.0")
+    library = package / f"_C{EXTENSION_SUFFIXES[0]}"
+    links = tmp_path / "links"
+    links.mkdir()
+    (links / library.name).symlink_to(library)
+    with pytest.raises(ImportError, match=r"for torch 1\.0\.0, found 2\.14\.1"):
+        check_build(links, "2.14.1", None)
+
+
 def test_a_build_for_another_python_is_told(package):
     (package / "_C.cpython-38-somewhere.so").touch()
     with pytest.raises(ImportError, match=r"has _C\.cpython-38-somewhere\.so, and Python .* needs _C.*: reinstall"):
