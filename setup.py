@@ -16,6 +16,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,7 @@ def check_versions() -> None:
 
 
 def check_compiler() -> None:
-    compiler = os.environ.get("CXX", "c++")
+    compiler = shlex.split(os.environ.get("CXX", "c++"))[0]  # it may be, e.g., "ccache g++"
     if shutil.which(compiler) is None:
         sys.exit(f"rnn_ext needs a C++ compiler, and there is no {compiler}: install g++, or set CXX to a compiler.")
     header = Path(sysconfig.get_path("include")) / "Python.h"
@@ -165,15 +166,20 @@ def requirement() -> str:
 
 
 class RecordedBuild:
-    """What build_ext does besides: it checks for a compiler, and leaves the record that rnn_ext/_build.py reads."""
+    """What our build_ext does besides: it tells what fails, and leaves the record that rnn_ext/_build.py reads."""
 
     record: dict[str, str | None]
 
     def build_extensions(self) -> None:
         check_compiler()
-        super().build_extensions()
+        try:
+            super().build_extensions()
+        except RuntimeError as error:  # the compiler has said why, or this does: a traceback would hide it
+            without = "\nRNN_EXT_CUDA=0 builds the CPU kernels alone." if self.record["cuda"] else ""
+            sys.exit(f"rnn_ext could not be built: {error}{without}")
 
     def run(self) -> None:
+        self.force = True  # without ninja, too: what was compiled for another torch must not stay
         super().run()
         library = Path(self.get_ext_fullpath("rnn_ext._C"))  # in the sources, if built in place
         library.with_suffix(".json").write_text(json.dumps(self.record) + "\n")
@@ -181,6 +187,7 @@ class RecordedBuild:
 
 def main() -> None:
     os.chdir(Path(__file__).resolve().parent)
+    os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja, in a venv that isn't activated
     check_versions()
     whole_number("MAX_JOBS", 1)
     nvcc_threads = whole_number("NVCC_THREADS", 0)

@@ -261,3 +261,36 @@ def test_the_metadata_name_the_torch_of_the_build(setup_py, monkeypatch, version
     monkeypatch.chdir(ROOT)
     set_torch(monkeypatch, setup_py, version)
     assert setup_py.requirement() == pin
+
+
+@pytest.fixture
+def command(setup_py, tmp_path, monkeypatch):
+    """setup.py's build_ext over one that compiles nothing."""
+
+    class Command:
+        def get_ext_fullpath(self, name: str) -> str:
+            return str(tmp_path / "_C.here.so")
+
+        def build_extensions(self) -> None:
+            assert self.force  # as what lies there may be of another torch
+
+        def run(self) -> None:
+            self.build_extensions()
+
+    monkeypatch.setattr(setup_py, "check_compiler", lambda: None)
+    return type("build_ext", (setup_py.RecordedBuild, Command), {"record": {"torch": "2.14.1", "cuda": "13.0"}})()
+
+
+def test_the_record_is_left_beside_the_extension(command, tmp_path):
+    command.run()
+    assert json.loads((tmp_path / "_C.here.json").read_text()) == {"torch": "2.14.1", "cuda": "13.0"}
+
+
+def test_a_failing_compilation_leaves_no_record_and_ends_in_words(command, tmp_path, monkeypatch):
+    def fail(self):
+        raise RuntimeError("g++ is too new for CUDA 13.0")
+
+    monkeypatch.setattr(type(command).__bases__[1], "build_extensions", fail)
+    with pytest.raises(SystemExit, match=r"could not be built: g\+\+ is too new for CUDA 13\.0\nRNN_EXT_CUDA=0 builds"):
+        command.run()
+    assert not list(tmp_path.glob("*.json"))
