@@ -187,6 +187,8 @@ class RecordedBuild:
 
 def main() -> None:
     os.chdir(Path(__file__).resolve().parent)
+    if os.environ.get("CXX") == "":  # as good as unset, for us alone
+        del os.environ["CXX"]
     os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")  # ninja, in a venv that isn't activated
     check_versions()
     whole_number("MAX_JOBS", 1)
