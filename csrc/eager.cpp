@@ -114,7 +114,12 @@ Tensor apply(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, 
                                 needed_by(input, weight_ih), hx ? needed_by(*hx, weight_hh) : Tensor()});
   node->ctx_.set_materialize_grads(false);
   node->ctx_.saved_data["nonlinearity"] = static_cast<int64_t>(parse_nonlinearity(nonlinearity));
-  node->save_variables_to_ctx();
+  try {
+    node->save_variables_to_ctx();
+  } catch (...) {  // from a pack hook: the output, still to be saved, refers to the node, which would keep it for ever
+    node->ctx_.save_for_backward({});
+    throw;
+  }
   fire_hooks(base, 0);
   return output;
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from entries import every_entry, through_module
@@ -102,6 +105,46 @@ def test_a_checkpointed_sequence_trains_as_nn_rnncells(use_reentrant, device):
         hx.sum().backward()
         results.append([p.grad for p in cell.parameters()])
     torch.testing.assert_close(*results)
+
+
+@every_entry
+@pytest.mark.parametrize("saved_before", range(5))
+def test_a_pack_hook_that_raises_leaves_nothing_behind(cell, saved_before, device):
+    """Checkpoint's early stop is such a hook: once a step, so that a leak would grow with the sequence."""
+
+    class Packed:
+        pass
+
+    packed, operands = [], []
+
+    def pack(_: Tensor) -> Packed:
+        if len(packed) == saved_before:
+            raise StopIteration("no further")
+        token = Packed()
+        packed.append(weakref.ref(token))
+        return token
+
+    def call() -> None:
+        args = small_arguments(device)
+        operands.extend(map(weakref.ref, args))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda _: None):
+            cell(*args)
+
+    with pytest.raises(StopIteration, match="no further"):
+        call()
+    gc.collect()
+    assert len(packed) == saved_before
+    assert [ref() for ref in packed + operands] == [None] * (saved_before + len(operands))
+
+
+def test_checkpointing_keeps_no_step_alive(device):
+    cell = rnn_ext.RNNCell(4, 5, device=device)
+    x, h = torch.randn(3, 4, device=device), torch.randn(3, 5, device=device, requires_grad=True)
+    checkpoint(lambda h: cell(x, h), h, use_reentrant=False).sum().backward()
+    kept = weakref.ref(h)
+    del h
+    gc.collect()
+    assert kept() is None
 
 
 @every_entry
