@@ -1,4 +1,5 @@
 // The Python module: the low-overhead eager path, the checks that Python code shares, and facts about the build.
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -65,10 +66,21 @@ PyMethodDef kMethods[] = {
     {"rnn_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&rnn_cell)), METH_FASTCALL, nullptr},
     {nullptr, nullptr, 0, nullptr}};
 
+// Autocast's cache would keep casts of the weights made here, which have no graph, for those who do need one.
+class WithoutAutocastCache {
+ public:
+  WithoutAutocastCache() { at::autocast::set_autocast_cache_enabled(false); }
+  ~WithoutAutocastCache() { at::autocast::set_autocast_cache_enabled(enabled_); }
+
+ private:
+  const bool enabled_ = at::autocast::is_autocast_cache_enabled();
+};
+
 Tensor below_autograd(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
                       const OptTensor& bias_ih, const OptTensor& bias_hh, const py::handle& nonlinearity) {
   const auto name = as_name(nonlinearity);
   const py::gil_scoped_release no_gil;
+  const WithoutAutocastCache no_cache;
   return rnn_cell_below_autograd(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, name);
 }
 

@@ -133,9 +133,15 @@ Tensor rnn_cell_below_autograd(const Tensor& input, const OptTensor& hx, const T
   return forward_op().call(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
 }
 
-std::vector<Tensor> rnn_cell_gradients(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
-                                       const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
+std::vector<Tensor> rnn_cell_gradients(const Tensor& grad_output, const Tensor& output, const OptTensor& input_,
+                                       const OptTensor& hx_, const OptTensor& weight_ih_, const OptTensor& weight_hh_,
                                        std::string_view nonlinearity, OutputMask output_mask) {
+  // RNNCellFunction saves its operands as they were before autocast; connected to the graph, as these casts are.
+  const auto like_output = [&](const OptTensor& t) {
+    return t.has_value() && t->scalar_type() != output.scalar_type() ? t->to(output.scalar_type()) : t;
+  };
+  const auto input = like_output(input_), hx = like_output(hx_);
+  const auto weight_ih = like_output(weight_ih_), weight_hh = like_output(weight_hh_);
   bool fused = !transforms_active() && !at::GradMode::is_enabled() && is_plain(grad_output) && is_plain(output);
   for (const auto* t : {&input, &hx, &weight_ih, &weight_hh}) fused = fused && (!t->has_value() || is_plain(**t));
   if (fused) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from references import seeded
+from references import random_arguments, seeded
 from torch import nn
 
 import rnn_ext
@@ -107,3 +107,35 @@ def test_autocast_inside_a_compiled_function_is_respected(device):
 
     low, full = compiled(torch.randn(3, 7, device=device))
     assert (low.dtype, full.dtype) == (torch.bfloat16, torch.float32)
+
+
+# The torch.autograd.Function is below autograd and above autocast.
+
+
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("create_graph", [False, True], ids=["first", "second"])
+def test_the_autograd_function_under_autocast_is_the_cell_under_autocast(create_graph, low, device):
+    args = random_arguments(dtype=torch.float32, device=device)
+    results = []
+    for cell in (rnn_ext.RNNCellFunction.apply, rnn_ext.rnn_cell):
+        leaves = args.leaves()
+        with torch.autocast(device, low):
+            output = cell(*leaves, "tanh")
+        gradients = torch.autograd.grad(output.square().sum(), leaves, create_graph=create_graph)
+        if create_graph:
+            gradients = torch.autograd.grad(sum(g.square().sum() for g in gradients), leaves)
+        assert output.dtype == low
+        assert {g.dtype for g in gradients} == {torch.float32}
+        results.append([output, *gradients])
+    # Both round to `low` after each step, not in the same places.
+    torch.testing.assert_close(*results, rtol=32 * torch.finfo(low).eps, atol=32 * torch.finfo(low).eps)
+
+
+def test_the_autograd_function_under_autocast_leaves_other_uses_of_the_weights_their_gradients(device):
+    """Autocast keeps the casts it makes, and those made inside the function have no graph."""
+    args = random_arguments(dtype=torch.float32, device=device).leaves()
+    with torch.autocast(device, torch.bfloat16):
+        rnn_ext.RNNCellFunction.apply(*args, "tanh")
+        product = nn.functional.linear(args.input, args.weight_ih)
+    assert torch.autograd.grad(product.sum(), args.weight_ih)[0].abs().sum() > 0
+    assert torch.is_autocast_cache_enabled()
