@@ -62,9 +62,51 @@ PyObject* rnn_cell(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t 
   END_HANDLE_TH_ERRORS
 }
 
-PyMethodDef kMethods[] = {
-    {"rnn_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(&rnn_cell)), METH_FASTCALL, nullptr},
-    {nullptr, nullptr, 0, nullptr}};
+// What getattr(module, name) gives for each of the names. nn.Module's __getattr__ is Python, and for four parameters
+// takes longer than the rest of a small cell: it is passed over where Python would come to it and it would find the
+// name in a plain dict of parameters. So properties, attributes of the class or the object, overridden look-ups, and
+// parameters in a container of their own count as they do elsewhere.
+PyObject* get_parameters(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 2 && PyTuple_Check(arguments[1]), "get_parameters takes a module and a tuple of names");
+  const py::handle module = arguments[0], names = arguments[1];
+  static PyObject* const getattr_name = PyUnicode_InternFromString("__getattr__");
+  static PyObject* const getattribute_name = PyUnicode_InternFromString("__getattribute__");
+  static PyObject* const parameters_name = PyUnicode_InternFromString("_parameters");
+  static PyObject* const object_getattribute = _PyType_Lookup(&PyBaseObject_Type, getattribute_name);
+  static PyObject* const module_getattr =
+      py::object(py::module_::import("torch.nn").attr("Module").attr("__getattr__")).release().ptr();
+
+  PyTypeObject* const type = Py_TYPE(module.ptr());
+  const auto attributes = py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module.ptr(), nullptr));
+  if (!attributes) throw py::error_already_set();
+  PyObject* parameters = nullptr;
+  if (_PyType_Lookup(type, getattr_name) == module_getattr &&
+      _PyType_Lookup(type, getattribute_name) == object_getattribute) {
+    parameters = PyDict_GetItemWithError(attributes.ptr(), parameters_name);
+    if (parameters != nullptr && !PyDict_CheckExact(parameters)) parameters = nullptr;
+  }
+  py::tuple found(PyTuple_GET_SIZE(names.ptr()));
+  for (size_t i = 0; i < found.size(); ++i) {
+    PyObject* const name = PyTuple_GET_ITEM(names.ptr(), static_cast<Py_ssize_t>(i));
+    PyObject* value = nullptr;
+    if (parameters != nullptr && _PyType_Lookup(type, name) == nullptr &&
+        PyDict_GetItemWithError(attributes.ptr(), name) == nullptr) {
+      value = Py_XNewRef(PyDict_GetItemWithError(parameters, name));
+    }
+    if (value == nullptr && PyErr_Occurred() == nullptr) value = PyObject_GetAttr(module.ptr(), name);
+    if (value == nullptr) throw py::error_already_set();
+    PyTuple_SET_ITEM(found.ptr(), static_cast<Py_ssize_t>(i), value);
+  }
+  return found.release().ptr();
+  END_HANDLE_TH_ERRORS
+}
+
+template <typename Function>
+PyMethodDef method(const char* name, Function* function) {
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr};
+}
+PyMethodDef kMethods[] = {method("rnn_cell", &rnn_cell), method("get_parameters", &get_parameters), {}};
 
 // Autocast's cache would keep casts of the weights made here, which have no graph, for those who do need one.
 class WithoutAutocastCache {

@@ -1,6 +1,8 @@
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, dtype
+from torch.nn import Module
 
 cuda_built: bool
 cuda_archs: str
@@ -14,6 +16,7 @@ def rnn_cell(
     bias_hh: object,
     nonlinearity: object,
 ) -> Tensor | None: ...
+def get_parameters(module: Module, names: tuple[str, str, str, str]) -> tuple[Any, Any, Any, Any]: ...
 def rnn_cell_below_autograd(
     input: Tensor,
     hx: Tensor | None,

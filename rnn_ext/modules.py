@@ -7,16 +7,10 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import UninitializedParameter
 
+from . import _C
 from .functional import rnn_cell
 
-
-def _weights(cell: nn.RNNCell) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """weight_ih, weight_hh, bias_ih, bias_hh. Attributes of nn.Module take longer than the rest of a small cell."""
-    parameters = cell._parameters
-    try:
-        return parameters["weight_ih"], parameters["weight_hh"], parameters["bias_ih"], parameters["bias_hh"]  # type: ignore[return-value]
-    except KeyError:  # parametrized or pruned: attributes of another kind
-        return cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh
+_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class RNNCell(nn.RNNCell):
@@ -50,9 +44,9 @@ class RNNCell(nn.RNNCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """The next hidden state."""
-        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        if torch.compiler.is_compiling() or torch.jit.is_scripting():  # type: ignore[attr-defined]
             return rnn_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.nonlinearity)
-        return rnn_cell(input, hx, *_weights(self), self.nonlinearity)
+        return rnn_cell(input, hx, *_C.get_parameters(self, _PARAMETERS), self.nonlinearity)
 
 
 class LazyRNNCell(LazyModuleMixin, RNNCell):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -152,6 +153,116 @@ def test_a_subclass_may_extend_forward():
     cell = seeded(Doubled, 4, 5)
     x = torch.randn(3, 4)
     torch.testing.assert_close(cell(x), 2 * seeded(nn.RNNCell, 4, 5)(x))
+
+
+def antisymmetric(weight: Tensor) -> Tensor:
+    return weight.triu(1) - weight.triu(1).t()
+
+
+class WithAProperty(rnn_ext.RNNCell):
+    @property
+    def weight_hh(self) -> Tensor:
+        return antisymmetric(self._parameters["weight_hh"])
+
+
+class WithAnAttributeOfTheClass(rnn_ext.RNNCell):
+    weight_hh = torch.ones(5, 5)
+
+
+class WithGetattr(rnn_ext.RNNCell):
+    def __getattr__(self, name: str):
+        value = super().__getattr__(name)
+        return antisymmetric(value) if name == "weight_hh" else value
+
+
+class WithGetattribute(rnn_ext.RNNCell):
+    def __getattribute__(self, name: str):
+        return antisymmetric(self._parameters[name]) if name == "weight_hh" else super().__getattribute__(name)
+
+
+class Gathering(dict):
+    """Parameters that are made whole when they are looked up, as DeepSpeed's sharded ones."""
+
+    def __getitem__(self, name: str):
+        return antisymmetric(super().__getitem__(name)) if name == "weight_hh" else super().__getitem__(name)
+
+
+def with_a_container_of_its_own(cell: nn.RNNCell) -> None:
+    cell._parameters = Gathering(cell._parameters)
+
+
+def with_an_attribute_of_the_object(cell: nn.RNNCell) -> None:
+    vars(cell)["weight_hh"] = torch.ones(5, 5)
+
+
+def with_a_buffer(cell: nn.RNNCell) -> None:
+    del cell.weight_hh
+    cell.register_buffer("weight_hh", torch.ones(5, 5))
+
+
+def derived(how: type | Callable[[nn.RNNCell], None]) -> rnn_ext.RNNCell:
+    """A cell whose weight_hh is not the stored parameter. nn.Module refuses some of these names while it registers."""
+    cell = rnn_ext.RNNCell(4, 5)
+    if isinstance(how, type):
+        cell.__class__ = how
+    else:
+        how(cell)
+    return cell
+
+
+def with_weights_shown(cell: nn.RNNCell, x: Tensor, h: Tensor) -> Tensor:
+    return rnn_ext.rnn_cell(x, h, cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
+
+
+DERIVED = [
+    WithAProperty,
+    WithAnAttributeOfTheClass,
+    WithGetattr,
+    WithGetattribute,
+    with_a_container_of_its_own,
+    with_an_attribute_of_the_object,
+    with_a_buffer,
+]
+
+
+@pytest.mark.parametrize("how", DERIVED, ids=lambda how: how.__name__)
+def test_the_cell_computes_with_the_weights_that_it_shows(how):
+    """Antisymmetric cells, Dale's law, masks: a subclass may derive a weight from the stored parameter."""
+    cell = derived(how)
+    x, h = torch.randn(3, 4), torch.randn(3, 5)
+    assert torch.equal(cell(x, h), with_weights_shown(cell, x, h))
+
+
+def test_a_property_put_on_the_class_counts_from_then_on(monkeypatch):
+    cell = rnn_ext.RNNCell(4, 5)
+    x, h = torch.randn(3, 4), torch.randn(3, 5)
+    cell(x, h)
+    monkeypatch.setattr(rnn_ext.RNNCell, "weight_hh", property(lambda _: torch.ones(5, 5)), raising=False)
+    assert torch.equal(cell.weight_hh, torch.ones(5, 5))
+    assert torch.equal(cell(x, h), with_weights_shown(cell, x, h))
+
+
+def test_a_patched_look_up_of_nn_module_is_used(monkeypatch):
+    """As torch.fx patches it while it traces."""
+    original, seen = nn.Module.__getattr__, []
+    monkeypatch.setattr(nn.Module, "__getattr__", lambda self, name: seen.append(name) or original(self, name))
+    rnn_ext.RNNCell(4, 5)(torch.randn(3, 4))
+    assert {"weight_ih", "weight_hh", "bias_ih", "bias_hh"} <= set(seen)
+
+
+@pytest.mark.parametrize("how", [WithAProperty, WithAnAttributeOfTheClass, with_a_buffer], ids=lambda h: h.__name__)
+def test_a_compiled_cell_computes_with_the_weights_that_it_shows(how):
+    cell = derived(how)
+    x, h = torch.randn(3, 4), torch.randn(3, 5)
+    compiled = torch.compile(cell, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x, h), with_weights_shown(cell, x, h))
+
+
+def test_a_missing_parameter_is_nn_modules_error():
+    cell = rnn_ext.RNNCell(4, 5)
+    del cell.weight_hh
+    with pytest.raises(AttributeError, match="'RNNCell' object has no attribute 'weight_hh'"):
+        cell(torch.randn(3, 4))
 
 
 def test_a_tensor_subclass_stays_what_it_is():
