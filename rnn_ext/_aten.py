@@ -36,6 +36,11 @@ def rnn_cell(
 
     if nonlinearity not in tuple(_ACTIVATIONS):
         raise RuntimeError(f"Unknown nonlinearity: {nonlinearity}")
+    named = {"hx": hx, "weight_ih": weight_ih, "weight_hh": weight_hh, "bias_ih": bias_ih, "bias_hh": bias_hh}
+    for name, t in named.items():
+        if t is not None and t.is_meta != input.is_meta:  # ATen's composition would give uninitialized numbers
+            _C.check_sizes(input, hx, weight_ih, weight_hh)
+            raise RuntimeError(f"expected input and {name} on the same device, but got {input.device} and {t.device}")
     if nonlinearity == "sigmoid" or torch._C._are_functorch_transforms_active():
         # In parts: the whole has no sigmoid, and no rule for vmap, which would run it row by row.
         if not torch.compiler.is_compiling():

@@ -172,6 +172,26 @@ def test_other_bad_input_fails_as_in_nn_rnncell(case, words):
         assert word in str(error)
 
 
+OPERANDS = {
+    "input": (3, 4),
+    "hx": (3, 5),
+    "weight_ih": (5, 4),
+    "weight_hh": (5, 5),
+    "bias_ih": (5,),
+    "bias_hh": (5,),
+}
+
+
+@pytest.mark.parametrize("on_meta", range(1, 2 ** len(OPERANDS) - 1))
+@pytest.mark.parametrize("nonlinearity", ["tanh", "sigmoid"])
+def test_operands_partly_on_meta_are_an_error_that_names_both_devices(nonlinearity, on_meta):
+    """nn.RNNCell gives uninitialized numbers for some of them."""
+    names = [name for i, name in enumerate(OPERANDS) if on_meta >> i & 1]
+    operands = [zeros(*shape, device="meta" if name in names else "cpu") for name, shape in OPERANDS.items()]
+    with pytest.raises(RuntimeError, match=r"on the same device, but got (cpu and meta|meta and cpu)"):
+        rnn_ext.rnn_cell(*operands, nonlinearity)
+
+
 # Odd, but nn.RNNCell takes them.
 ACCEPTED = {
     "empty_batch": call(zeros(0, 4)),
