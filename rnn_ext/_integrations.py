@@ -1,11 +1,12 @@
 """What other parts of PyTorch must be told about the operators.
 
-Some of those parts take long to import (DTensor as long as half of torch), and most programs never use them. So each is
-told when it is imported, by whomever, and right away if it already is.
+Some of those parts take long to import (DTensor as long as half of torch; the FLOP counter imports Triton), most programs
+never use them, and none has a place where it would look for registrations. So each is told when it is imported, by
+whomever, and right away if it already is.
 """
 
 import importlib.abc
-import importlib.util
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
@@ -16,36 +17,66 @@ import torch
 
 from . import functional
 
-_waiting: dict[str, Callable[[], None]] = {}
+_log = logging.getLogger(__name__)
+_registrations: dict[str, Callable[[], None]] = {}
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds no module itself: it wraps the loader of those that are waited for."""
+    """Finds no module itself: it wraps the loaders of those that want a registration, which later finders find.
+
+    It keeps no record of what was asked: most questions come from an import, but not all.
+    """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        tell = _waiting.pop(name, None)
-        spec = importlib.util.find_spec(name) if tell else None  # by the other finders, now that none is waiting
-        if tell is None or spec is None or spec.loader is None:
-            return spec
-        execute = spec.loader.exec_module
+        if name in _registrations:
+            for finder in sys.meta_path[sys.meta_path.index(self) + 1 :]:
+                spec = finder.find_spec(name, path, target)
+                if spec is not None:
+                    if spec.loader is not None:
+                        spec.loader = _Loader(spec.loader)
+                    return spec
+        return None
 
-        def execute_and_tell(module: ModuleType) -> None:
-            execute(module)
-            tell()
 
-        spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
-        return spec
+class _Loader(importlib.abc.Loader):
+    """The module's own loader, which takes this one's place in the module, and then the registration."""
+
+    _loader: Any = None  # of a copy that is still being made
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._loader.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        _register(module.__name__)
+
+
+def _register(name: str) -> None:
+    """Never raises: it would take the module from whoever imports it, for operators that they may not even use."""
+    try:
+        _registrations[name]()
+    except Exception:
+        _log.warning("%s can't be told about rnn_ext's operators", name, exc_info=True)
 
 
 def _once_imported(name: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    def register(tell: Callable[[], None]) -> Callable[[], None]:
+    def decorate(registration: Callable[[], None]) -> Callable[[], None]:
+        _registrations[name] = registration
         if name in sys.modules:
-            tell()
-        else:
-            _waiting[name] = tell
-        return tell
+            _register(name)
+        return registration
 
-    return register
+    return decorate
 
 
 @_once_imported("torch.utils.flop_counter")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import inspect
+import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnn_ext
+from rnn_ext import _integrations
 
 # Type checkers
 
@@ -146,3 +150,48 @@ def test_the_flop_counter_finds_the_cell_among_a_models_modules(device):
     with FlopCounterMode(display=False) as counter:
         model(torch.randn(3, 7, device=device))
     assert sum(counter.get_flop_counts()["ModuleDict.cell"].values()) == 2 * 3 * 5 * 7
+
+
+# Modules that are told about the operators when they are imported
+
+
+def run_in_a_new_process(program: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(rnn_ext.__file__).parents[1])}
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_flop_counter_counts_where_it_was_looked_for_before_and_is_reloaded_later():
+    """And it is left with its own loader, as if it had been imported without the extension."""
+    run_in_a_new_process("""
+        import copy, importlib, importlib.util, inspect
+        import rnn_ext, torch
+
+        name = "torch.utils.flop_counter"
+        spec = importlib.util.find_spec(name)
+        assert "FlopCounterMode" in spec.loader.get_source(name) and copy.copy(spec.loader).path == spec.origin
+
+        module = importlib.import_module(name)
+        for module in (module, importlib.reload(module)):
+            with module.FlopCounterMode(display=False) as counter:
+                rnn_ext.RNNCell(7, 5)(torch.randn(3, 7))
+            assert counter.get_total_flops() == 2 * 3 * 5 * 7
+            for loader in (module.__loader__, module.__spec__.loader):
+                assert type(loader) is type(torch.__loader__)
+            assert "FlopCounterMode" in inspect.getsource(module)
+    """)
+
+
+def test_a_registration_that_fails_leaves_the_users_import_alone(tmp_path, monkeypatch, caplog):
+    """It uses private names, which one day mean something else."""
+    name = "imported_after_rnn_ext"
+    (tmp_path / f"{name}.py").write_text("answer = 42")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(_integrations, "_registrations", {})
+    for name in (name, "sys"):
+        _integrations._once_imported(name)(lambda: 1 / 0)
+        module = importlib.import_module(name)
+        assert f"{name} can't be told" in caplog.text
+    assert importlib.import_module("imported_after_rnn_ext").answer == 42
+    assert module is sys
