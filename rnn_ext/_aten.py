@@ -45,12 +45,29 @@ def rnn_cell(
         # In parts: the whole has no sigmoid, and no rule for vmap, which would run it row by row.
         if not torch.compiler.is_compiling():
             _C.check_sizes(input, hx, weight_ih, weight_hh)
-        z = F.linear(input, weight_ih, bias_ih) + F.linear(hx, weight_hh, bias_hh)
-        output = _ACTIVATIONS[nonlinearity](z)
+        output = rnn_cell_in_parts(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
     else:
         whole = torch.rnn_tanh_cell if nonlinearity == "tanh" else torch.rnn_relu_cell
         output = whole(input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
     return output.squeeze(0) if unbatched else output
+
+
+def rnn_cell_in_parts(
+    input: Tensor,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    nonlinearity: str = "tanh",
+) -> Tensor:
+    """The cell on arguments that were checked, out of functional operators (torch.rnn_tanh_cell adds in place)."""
+    z = F.linear(input, weight_ih, bias_ih)
+    if hx is not None:
+        z = z + F.linear(hx, weight_hh, bias_hh)
+    elif bias_hh is not None:
+        z = z + bias_hh
+    return _ACTIVATIONS[nonlinearity](z)
 
 
 def rnn_cell_backward(

@@ -1,8 +1,8 @@
 """What other parts of PyTorch must be told about the operators.
 
-Some of those parts take long to import (DTensor as long as half of torch; the FLOP counter imports Triton), most programs
-never use them, and none has a place where it would look for registrations. So each is told when it is imported, by
-whomever, and right away if it already is.
+Some of those parts take long to import (DTensor as long as half of torch; the FLOP counter imports Triton), and most
+programs never use them; nor has torch a place where they would look for registrations. So each is told when it is
+imported, by whomever, and right away if it already is.
 """
 
 import importlib.abc
@@ -14,8 +14,9 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch._decomp import register_decomposition
 
-from . import functional
+from . import _aten, functional
 
 _log = logging.getLogger(__name__)
 _registrations: dict[str, Callable[[], None]] = {}
@@ -140,6 +141,17 @@ def _register_sharding() -> None:
     functional.SUBCLASSES.append(DTensor)
 
 
+def _register_decompositions() -> None:
+    """For what knows ATen alone, as the exporter to ONNX does. Inductor asks for the operators that it decomposes."""
+    for op, formula in (
+        (torch.ops.rnn_ext.rnn_cell, _aten.rnn_cell_in_parts),
+        (torch.ops.rnn_ext.rnn_cell_backward, _aten.rnn_cell_backward),
+    ):
+        register_decomposition(op)(formula)
+        # Else fake tensors of symbolic sizes would run the formula in place of the Meta kernels, which know our errors.
+        register_decomposition(op, type="meta")(formula)
+
+
 def _register_builtin() -> None:
     """TorchScript compiles a call of rnn_cell, whose body it can't read, to the operator."""
     try:
@@ -149,5 +161,6 @@ def _register_builtin() -> None:
     _register_builtin(functional.rnn_cell, "rnn_ext::rnn_cell")
 
 
+_register_decompositions()
 _register_builtin()
 sys.meta_path.insert(0, _Finder())

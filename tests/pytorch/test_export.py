@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import operator
 
 import pytest
 import torch
 from references import NONLINEARITIES, random_arguments
 from torch import Tensor, nn
+from torch._decomp import get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rnn_ext
 
 rnn_cell_op = torch.ops.rnn_ext.rnn_cell
+rnn_cell_backward_op = torch.ops.rnn_ext.rnn_cell_backward
 
 BATCH = torch.export.Dim("batch")
 
@@ -72,6 +75,67 @@ def test_an_exported_cell_is_compiled_ahead_of_time_by_aotinductor(device, tmp_p
     for batch in (1, 3, 8):
         x, hx = torch.randn(batch, 7, device=device), torch.randn(batch, 5, device=device)
         torch.testing.assert_close(loaded(x, hx), cell(x, hx))
+
+
+# Consumers that know ATen alone
+
+
+def lowered(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    table = torch.export.default_decompositions()
+    table.update(get_decompositions([rnn_cell_op, rnn_cell_backward_op]))
+    return program.run_decompositions(table)
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+def test_decompositions_lower_an_exported_cell_to_aten(hx, device):
+    cell, program = exported_cell(device, hx=hx)
+    program = lowered(program)
+    assert {target.namespace for target in called(program.graph_module)} == {"aten"}
+    for batch in (1, 3, 8):
+        inputs = [torch.randn(batch, n, device=device) for n in (7, 5)][: 2 if hx else 1]
+        torch.testing.assert_close(program.module()(*inputs), cell(*inputs))
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("unbatched", [True, False], ids=["unbatched", "batched"])
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+def test_decompositions_compute_what_the_operators_do(hx, unbatched, nonlinearity, device):
+    args = random_arguments(device=device, hx=hx)
+    if unbatched:
+        args = args._replace(input=args.input[0], hx=args.hx[0] if hx else None)
+    output = rnn_cell_op(*args, nonlinearity)
+    calls = [
+        (rnn_cell_op, (*args, nonlinearity)),
+        (rnn_cell_backward_op, (torch.randn_like(output), output, *args[:4], nonlinearity, [True, hx, *[True] * 4])),
+    ]
+    for op, arguments in calls:
+        table = get_decompositions([op])
+        traced = make_fx(lambda *args, op=op: op(*args), decomposition_table=table)(*arguments)
+        assert all(target.namespace == "aten" for target in called(traced) if target is not operator.getitem)
+        torch.testing.assert_close(traced(*arguments), op(*arguments))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+@pytest.mark.parametrize("dynamo", [True, False], ids=["torch_export", "torchscript"])
+def test_a_cell_exported_to_onnx_gives_eager_results_for_any_batch(dynamo, hx, tmp_path):
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    cell = rnn_ext.RNNCell(7, 5).eval()
+    inputs = (torch.randn(3, 7), torch.randn(3, 5))[: 2 if hx else 1]
+    names = ["input", "hx"][: len(inputs)]
+    if dynamo:
+        dynamic = {"dynamic_shapes": tuple({0: BATCH} for _ in inputs)}
+    else:
+        dynamic = {"dynamic_axes": {name: {0: "batch"} for name in names}}
+    file = tmp_path / "cell.onnx"
+    torch.onnx.export(cell, inputs, file, input_names=names, dynamo=dynamo, **dynamic)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for batch in (1, 3, 8):
+        inputs = [torch.randn(batch, n) for n in (7, 5)][: len(names)]
+        (output,) = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))
+        torch.testing.assert_close(torch.from_numpy(output), cell(*inputs).detach())
 
 
 class Model(nn.Module):
