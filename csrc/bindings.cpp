@@ -1,4 +1,5 @@
 // The Python module: the low-overhead eager path, the checks that Python code shares, and facts about the build.
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -45,8 +46,9 @@ PyObject* rnn_cell(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t 
   TORCH_CHECK_TYPE(count == 7, "rnn_cell takes 7 arguments, but got ", count);
   const py::handle input = arguments[0], hx = arguments[1], weight_ih = arguments[2], weight_hh = arguments[3],
                    bias_ih = arguments[4], bias_hh = arguments[5];
-  if (!is_exact_tensor(input) || !is_exact_tensor(weight_ih) || !is_exact_tensor(weight_hh) || !is_exact_or_none(hx) ||
-      !is_exact_or_none(bias_ih) || !is_exact_or_none(bias_hh)) {
+  if (at::impl::torch_function_mode_enabled() || !is_exact_tensor(input) || !is_exact_tensor(weight_ih) ||
+      !is_exact_tensor(weight_hh) || !is_exact_or_none(hx) || !is_exact_or_none(bias_ih) ||
+      !is_exact_or_none(bias_hh)) {
     Py_RETURN_NONE;
   }
   const auto name = as_name(arguments[6]);

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _C
+from .functional import rnn_cell
 
 
 class RNNCellFunction(torch.autograd.Function):
@@ -18,6 +20,13 @@ class RNNCellFunction(torch.autograd.Function):
 
     The forward takes ``ctx`` (a separate ``setup_context`` costs seven times the call: it runs ``inspect.signature``).
     """
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """Function's own, or :func:`rnn_ext.rnn_cell` where that refuses: under torch.func and forward-mode AD."""
+        if torch._C._are_functorch_transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0:
+            return rnn_cell(*args)
+        return super().apply(*args)
 
     @staticmethod
     def forward(
@@ -31,7 +40,8 @@ class RNNCellFunction(torch.autograd.Function):
         nonlinearity: str,
     ) -> Tensor:
         """The fused kernel; the output is saved in place of z, which no derivative needs."""
-        output = _C.rnn_cell_below_autograd(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+        op = torch.ops.rnn_ext.rnn_cell if torch.compiler.is_compiling() else _C.rnn_cell_below_autograd
+        output = op(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
         save_for_backward(ctx, output, input, hx, weight_ih, weight_hh)
         ctx.set_materialize_grads(False)
         ctx.nonlinearity = nonlinearity
@@ -48,9 +58,8 @@ class RNNCellFunction(torch.autograd.Function):
             return (None,) * 7
         output, input, hx, weight_ih, weight_hh = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        gradients = _C.rnn_cell_gradients(
-            grad_output, output, input, hx, weight_ih, weight_hh, ctx.nonlinearity, needs[:6]
-        )
+        op = torch.ops.rnn_ext.rnn_cell_backward if torch.compiler.is_compiling() else _C.rnn_cell_gradients
+        gradients = op(grad_output, output, input, hx, weight_ih, weight_hh, ctx.nonlinearity, needs[:6])
         return spread_gradients(gradients, needs)
 
 

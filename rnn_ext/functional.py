@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
-from torch.overrides import handle_torch_function
+from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from . import _C, _aten
@@ -53,7 +53,7 @@ def rnn_cell(
         if fused is not None:
             return fused
     arguments = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh)
-    if not compiling and any(isinstance(t, torch.fx.Proxy) for t in arguments):  # a leaf of symbolically traced graphs
+    if not compiling and has_torch_function(arguments):  # a mode, a subclass that overrides functions, an fx.Proxy
         output: Tensor = handle_torch_function(rnn_cell, arguments, *arguments, nonlinearity)
         return output
     if (compiling or any(isinstance(t, tuple(SUBCLASSES)) for t in arguments)) and _operator_takes(*arguments):

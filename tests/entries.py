@@ -20,6 +20,10 @@ def through_operator(input, hx, weight_ih, weight_hh, bias_ih=None, bias_hh=None
     return torch.ops.rnn_ext.rnn_cell(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
 
 
+def through_autograd_function(input, hx, weight_ih, weight_hh, bias_ih=None, bias_hh=None, nonlinearity="tanh"):
+    return rnn_ext.RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+
+
 ENTRIES = {"function": rnn_cell, "module": through_module, "operator": through_operator}
 every_entry = pytest.mark.parametrize("cell", ENTRIES.values(), ids=ENTRIES.keys())
 

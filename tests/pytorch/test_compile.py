@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from entries import through_autograd_function
 from functorch.compile import make_boxed_func
 from references import NONLINEARITIES, eager_cell, output_and_gradients, random_arguments, seeded
 from torch import Tensor, nn
@@ -23,10 +24,11 @@ every_variant = pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIAN
 @every_variant
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_the_compiled_function_gives_eager_results_without_graph_breaks(backend, nonlinearity, variant, device):
+@pytest.mark.parametrize("cell", [rnn_ext.rnn_cell, through_autograd_function], ids=["function", "autograd_function"])
+def test_the_compiled_function_gives_eager_results_without_graph_breaks(cell, backend, nonlinearity, variant, device):
     args = random_arguments(device=device, **variant)
     grad_output = torch.randn(3, 5, dtype=torch.float64).to(device)
-    compiled = torch.compile(rnn_ext.rnn_cell, fullgraph=True, backend=backend)
+    compiled = torch.compile(cell, fullgraph=True, backend=backend)
     torch.testing.assert_close(
         output_and_gradients(compiled, args, nonlinearity, grad_output),
         output_and_gradients(eager_cell, args, nonlinearity, grad_output),

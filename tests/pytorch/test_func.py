@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from entries import every_entry, through_operator
+from entries import ENTRIES, through_autograd_function, through_operator
 from references import NONLINEARITIES, eager_cell, small_arguments
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
@@ -16,10 +16,14 @@ import rnn_ext
 from rnn_ext import rnn_cell
 
 # The module is rnn_cell over its parameters, and its transforms have tests of their own.
-either_entry = pytest.mark.parametrize("cell", [rnn_cell, through_operator], ids=["function", "operator"])
+each_entry = pytest.mark.parametrize(
+    "cell",
+    [rnn_cell, through_operator, through_autograd_function],
+    ids=["function", "operator", "autograd_function"],
+)
 
 
-@every_entry
+@pytest.mark.parametrize("cell", [*ENTRIES.values(), through_autograd_function], ids=[*ENTRIES, "autograd_function"])
 def test_forward_mode_tangents_equal_eager(cell, device):
     args, tangents = small_arguments(device), small_arguments(device)
     with torch.autograd.forward_ad.dual_level():
@@ -73,7 +77,7 @@ TRANSFORMS = {
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # vmap over torch.rnn_tanh_cell
 @pytest.mark.parametrize("detached", [True, False], ids=["plain_inputs", "inputs_require_grad"])
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())
-@either_entry
+@each_entry
 def test_function_transforms_equal_eager(cell, transform, detached, device):
     args = small_arguments(device)
     if detached and transform is not TRANSFORMS["vmap_of_backward"]:
@@ -98,7 +102,7 @@ def test_transforms_of_the_module_equal_nn_rnncell(device):
 
 
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
-@either_entry
+@each_entry
 def test_vmap_never_takes_the_slow_path(cell, nonlinearity, device):
     """nn.RNNCell does: torch.rnn_tanh_cell has no batching rule, so that vmap warns and runs it row by row."""
     args = small_arguments(device)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from entries import every_entry, operators_run
 from references import random_arguments
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnn_ext
@@ -114,6 +115,46 @@ def test_profiler_ranges_of_a_compiled_cell_carry_the_operators_names(device):
     cell(x).sum().backward()
     names = operators_run(lambda: cell(x).sum().backward())
     assert (names.count("rnn_ext::rnn_cell"), names.count("rnn_ext::rnn_cell_backward")) == (1, 1)
+
+
+# __torch_function__
+
+
+class Record(TorchFunctionMode):
+    def __init__(self) -> None:
+        self.seen: list = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
+def test_a_torch_function_mode_sees_the_call_and_leaves_the_result_to_the_operator(grad, device):
+    """As it sees torch.rnn_tanh_cell within nn.RNNCell."""
+    cell = rnn_ext.RNNCell(7, 5, device=device).requires_grad_(grad)
+    x = torch.randn(3, 7, device=device)
+    with Record() as mode:
+        names = operators_run(
+            lambda: torch.testing.assert_close(cell(x), rnn_ext.rnn_cell(x, None, *cell.parameters()))
+        )
+    assert mode.seen.count(rnn_ext.rnn_cell) == 2
+    assert names.count("rnn_ext::rnn_cell") == 2
+    with Record() as mode, torch._C.DisableTorchFunction():
+        cell(x)
+    assert not mode.seen
+
+
+@pytest.mark.parametrize("place", range(6))
+def test_a_tensor_subclass_may_override_the_function(place, device):
+    class Overrides(Tensor):
+        @classmethod
+        def __torch_function__(cls, function, types, args=(), kwargs=None):
+            return "ours" if function is rnn_ext.rnn_cell else super().__torch_function__(function, types, args, kwargs)
+
+    args = list(random_arguments(device=device))
+    args[place] = args[place].as_subclass(Overrides)
+    assert rnn_ext.rnn_cell(*args) == "ours"
 
 
 # FLOPs
