@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
+
+import rnn_ext
 
 TESTS = Path(__file__).parents[1]
 README = TESTS.parent / "README.md"
@@ -32,6 +37,7 @@ ROWS = {
             "an_exported_cell_is_saved_loaded_and_trained",
             "an_exported_cell_is_transformed_as_the_cell",
             "an_exported_cell_is_compiled_ahead_of_time_by_aotinductor",
+            "a_cell_exported_to_onnx_gives_eager_results_for_any_batch",
         ]
     },
     "operators": {
@@ -152,6 +158,26 @@ def test_every_row_of_the_table_has_its_tests(section):
         on_the_cpu = [runs_on_the_cpu(file, name) for file, names in tests.items() for name in names]
         no_gpu_yet = "no GPU has run them" in README.read_text()
         assert ours == ("yes" if all(on_the_cpu) or not no_gpu_yet else NOT_ON_A_GPU)
+
+
+def test_the_python_of_the_section_lowers_a_program_to_aten(section):
+    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    cell = rnn_ext.RNNCell(4, 5)
+    names = {"torch": torch, "program": torch.export.export(cell, (torch.zeros(3, 4),))}
+    exec(textwrap.dedent(code), names)
+    targets = [node.target for node in names["program"].graph.nodes if node.op == "call_function"]
+    assert targets and all(target.namespace == "aten" for target in targets)
+
+
+@pytest.mark.filterwarnings("ignore:Was not able to save")
+def test_a_graph_module_written_to_a_folder_loads_with_the_line_that_the_section_adds(section, tmp_path):
+    model = nn.Sequential(rnn_ext.RNNCell(4, 5), nn.Tanh())
+    torch.fx.symbolic_trace(model).to_folder(tmp_path, "Model")
+    (line,) = re.findall(r"`(from rnn_ext[^`]*)`", section)
+    names: dict = {"__name__": "module"}
+    exec(f"{line}\n{(tmp_path / 'module.py').read_text()}", names)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(names["Model"]()(x), model(x))
 
 
 def test_every_footnote_of_the_table_is_there_with_a_link(section):
