@@ -56,10 +56,13 @@ class RNNCellFunction(torch.autograd.Function):
         """
         if grad_output is None:
             return (None,) * 7
-        output, input, hx, weight_ih, weight_hh = ctx.saved_tensors
+        output, *operands = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        op = torch.ops.rnn_ext.rnn_cell_backward if torch.compiler.is_compiling() else _C.rnn_cell_gradients
-        gradients = op(grad_output, output, input, hx, weight_ih, weight_hh, ctx.nonlinearity, needs[:6])
+        op: Any = _C.rnn_cell_gradients
+        if torch.compiler.is_compiling():
+            op = torch.ops.rnn_ext.rnn_cell_backward
+            operands = [None if t is None else t.to(output.dtype) for t in operands]  # as they were before autocast
+        gradients = op(grad_output, output, *operands, ctx.nonlinearity, needs[:6])
         return spread_gradients(gradients, needs)
 
 

@@ -139,3 +139,19 @@ def test_the_autograd_function_under_autocast_leaves_other_uses_of_the_weights_t
         product = nn.functional.linear(args.input, args.weight_ih)
     assert torch.autograd.grad(product.sum(), args.weight_ih)[0].abs().sum() > 0
     assert torch.is_autocast_cache_enabled()
+
+
+def test_the_compiled_autograd_function_under_autocast_is_the_eager_one(device):
+    args = random_arguments(dtype=torch.float32, device=device)
+    results = []
+    for wrap in (lambda f: f, torch.compile(fullgraph=True, backend="aot_eager")):
+
+        @wrap
+        def under_autocast(*leaves):
+            with torch.autocast(device, torch.bfloat16):
+                return rnn_ext.RNNCellFunction.apply(*leaves, "tanh")
+
+        leaves = args.leaves()
+        output = under_autocast(*leaves)
+        results.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+    torch.testing.assert_close(*results)
