@@ -45,6 +45,11 @@ def test_runtime_and_wrappers(variant: build.Variant) -> None:
 
 
 @needs_host
+def test_launches_ask_for_what_they_need() -> None:
+    check_run(build.launch_program(), build.PLAIN)
+
+
+@needs_host
 @pytest.mark.parametrize("part", ["mainloop", "forward", "backward"])
 def test_kernels(part: str, variant: build.Variant) -> None:
     check_run(build.kernels_program(variant), variant, "--seeds", str(SEEDS[variant.name]), part)

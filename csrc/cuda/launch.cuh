@@ -5,7 +5,8 @@
 //   RNN_EXT_SMEM(T, s);                                        T& s names the block's dynamic shared memory
 //   RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, args...)   yields the launch's cudaError_t
 //   RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, args...)
-//                                                              the same in clusters of 1 to 8 blocks, from sm_90 on
+//                                                              the same in clusters of 1 to 8 blocks, from sm_90 on,
+//                                                              each on a multiprocessor of its own if there are enough
 //   RNN_EXT_PLANTED(fault)                                     never true here: see tests/cuda_host/faults.h
 #pragma once
 
@@ -29,7 +30,8 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, si
                    A&&... args) {
   if (smem_bytes > kDefaultSmemLimit) {
     const cudaError_t e =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(smem_bytes));
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(smem_bytes));
     if (e != cudaSuccess) return e;
   }
   cudaLaunchConfig_t config = {};
@@ -37,12 +39,15 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, si
   config.blockDim = block;
   config.dynamicSmemBytes = smem_bytes;
   config.stream = stream;
-  cudaLaunchAttribute attribute = {};
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
   if (cluster.x * cluster.y * cluster.z > 1) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {cluster.x, cluster.y, cluster.z};
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {cluster.x, cluster.y, cluster.z};
+    // By default, blocks of which several fit one multiprocessor may share it while others are idle.
+    attributes[1].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
+    attributes[1].val.clusterSchedulingPolicyPreference = cudaClusterSchedulingPolicySpread;
+    config.numAttrs = 2;
   }
   return cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
 }

@@ -170,6 +170,16 @@ def wrappers_program(variant: Variant) -> Path:
     return build_program("test_wrappers", variant, [HERE / "test_wrappers.cpp"])
 
 
+def launch_program() -> Path:
+    """The tests of launch.cuh as nvcc sees it, on a runtime that only takes down what it is asked for."""
+    source = HERE / "test_launch.cpp"
+    arguments = ["-std=c++17", f"-I{KERNELS}", f"-isystem{cuda_include()}", *WARNINGS, str(source)]
+    parts = [_version(), " ".join(arguments), source.read_text(), headers_digest()]
+    output = CACHE / f"test_launch.{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}"
+    run_compiler(arguments, output)
+    return output
+
+
 def kernel_sources() -> list[Path]:
     """The kernels and their launchers."""
     return sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cpp")])

@@ -1,0 +1,86 @@
+// What launch.cuh asks the CUDA runtime for: the header as nvcc sees it, with the runtime's functions written here.
+#include <cstdio>
+#include <initializer_list>
+
+#include "launch.cuh"
+
+namespace {
+
+int failures = 0;
+
+void check(bool condition, const char* what) {
+  if (condition) return;
+  std::printf("FAIL %s\n", what);
+  ++failures;
+}
+
+struct Asked {
+  int launches = 0, smem_limit = 0;
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attributes[8] = {};
+
+  const cudaLaunchAttributeValue* attribute(cudaLaunchAttributeID id) const {
+    for (unsigned i = 0; i < config.numAttrs; ++i) {
+      if (attributes[i].id == id) return &attributes[i].val;
+    }
+    return nullptr;
+  }
+} asked;
+
+}  // namespace
+
+extern "C" {
+
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
+  ++asked.launches;
+  asked.config = *config;
+  for (unsigned i = 0; i < config->numAttrs; ++i) asked.attributes[i] = config->attrs[i];
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) asked.smem_limit = value;
+  return cudaSuccess;
+}
+
+}  // extern "C"
+
+namespace {
+
+void kernel(int) {}
+
+void test_plain_launches_ask_for_nothing() {
+  asked = {};
+  check(RNN_EXT_LAUNCH(kernel, dim3(7), dim3(96), 48 * 1024, nullptr, 1) == cudaSuccess, "a plain launch");
+  check(asked.launches == 1 && asked.config.gridDim.x == 7 && asked.config.blockDim.x == 96, "its grid and block");
+  check(asked.config.dynamicSmemBytes == 48 * 1024 && asked.smem_limit == 0, "no limit raised up to 48 KiB");
+  check(asked.config.numAttrs == 0, "no attributes of a plain launch");
+}
+
+void test_much_shared_memory_is_asked_for() {
+  asked = {};
+  RNN_EXT_LAUNCH(kernel, dim3(1), dim3(32), 200 * 1024, nullptr, 1);
+  check(asked.smem_limit == 200 * 1024, "the limit is raised");
+}
+
+void test_clusters_are_spread() {
+  for (const unsigned size : {2u, 8u}) {
+    asked = {};
+    RNN_EXT_LAUNCH_CLUSTER(kernel, dim3(16), dim3(32), dim3(size), 0, nullptr, 1);
+    const auto* const dimension = asked.attribute(cudaLaunchAttributeClusterDimension);
+    check(dimension != nullptr && dimension->clusterDim.x == size && dimension->clusterDim.y == 1,
+          "the cluster's size");
+    const auto* const policy = asked.attribute(cudaLaunchAttributeClusterSchedulingPolicyPreference);
+    check(policy != nullptr && policy->clusterSchedulingPolicyPreference == cudaClusterSchedulingPolicySpread,
+          "blocks of a cluster each have a multiprocessor");
+  }
+}
+
+}  // namespace
+
+int main() {
+  test_plain_launches_ask_for_nothing();
+  test_much_shared_memory_is_asked_for();
+  test_clusters_are_spread();
+  return failures == 0 ? 0 : 1;
+}
