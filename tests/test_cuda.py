@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -162,6 +165,49 @@ def test_each_backward_kernel_by_its_name(monkeypatch, kernel, dtype, size):
     for name, gradient in result.items():
         scale = expected[name].abs().max()
         torch.testing.assert_close(gradient.double(), expected[name], rtol=4 * unit, atol=16 * unit * float(scale))
+
+
+# What autograd's thread does first. The memory that it will need is in the cache, so that not even an allocation calls
+# CUDA there before.
+FIRST_WORK = """
+import torch
+import rnn_ext
+
+sizes = [(2048, 1024), (2048, 1024), (1024, 1024), (1024, 1024), (1024,), (1024,)]
+args = [torch.randn(size, device="cuda", dtype=torch.bfloat16).div_(32).requires_grad_() for size in sizes]
+
+
+class InBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, *args):
+        ctx.save_for_backward(*args)
+        return rnn_ext.rnn_cell(*args)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        assert rnn_ext.rnn_cell(*ctx.saved_tensors).isfinite().all()
+        return ctx.saved_tensors
+
+
+output = {function}(*args)
+grad_output = torch.randn_like(output)
+cache = [torch.empty_like(t) for t in (*args, *args, output)]
+del cache
+torch.cuda.synchronize()
+gradients = torch.autograd.grad(output, args, grad_output)
+assert all(gradient.isfinite().all() for gradient in gradients)
+"""
+
+
+@pytest.mark.parametrize("function", ["rnn_ext.rnn_cell", "InBackward.apply"], ids=["backward", "recomputed_forward"])
+def test_the_first_cuda_work_of_the_autograd_thread_may_be_a_large_cell(function):
+    """No context is bound in that thread until something binds one, and the driver encodes tensor maps in one alone."""
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the kernels with tensor maps are for sm_90a")
+    forced = {"RNN_EXT_KERNEL": "wgmma_128x256", "RNN_EXT_BACKWARD_KERNEL": "wgmma_128x256"}
+    command = [sys.executable, "-c", FIRST_WORK.replace("{function}", function)]
+    done = subprocess.run(command, env={**os.environ, **forced}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_large_float32_runs_on_tensor_cores_unless_that_is_forbidden(monkeypatch):

@@ -9,22 +9,18 @@ namespace {
 // One kind of tiles: of the gradients asked for, [gradient[0] | gradient[1]] = A [operand[0] | operand[1]] with M rows,
 // summed up over K. An operand without data stands for zeros.
 template <typename Shape, typename T = typename Shape::T>
-cudaError_t make_kind(BackwardWgmmaKind& kind, bool is_data, int64_t M, int64_t K, const Matrix<T> (&operand)[2],
-                      T* const (&gradient)[2], const int64_t (&columns)[2]) {
+void make_kind(BackwardWgmmaKind& kind, bool is_data, int64_t M, int64_t K, const Matrix<T> (&operand)[2],
+               T* const (&gradient)[2], const int64_t (&columns)[2]) {
   kind.is_data = is_data;
   kind.tiles_m = static_cast<int>(ceil_div(M, Shape::BM * Shape::kCluster));
   for (int i = 0; i < 2; ++i) {
     if (gradient[i] == nullptr) continue;
     kind.tiles_n[i] = static_cast<int>(ceil_div(columns[i], Shape::BN));
-    cudaError_t e =
-        encode_tensor_map(kind.gradient[i], gradient[i], M, columns[i], columns[i], WgmmaRing<Shape>::kStoreRows);
-    if (e == cudaSuccess && operand[i].data != nullptr) {
-      kind.k_tiles[i] = static_cast<int>(ceil_div(K, Shape::BK));
-      e = encode_tensor_map(kind.operand[i], operand[i].data, K, columns[i], operand[i].row_stride, Shape::BK);
-    }
-    if (e != cudaSuccess) return e;
+    encode_tensor_map(kind.gradient[i], gradient[i], M, columns[i], columns[i], WgmmaRing<Shape>::kStoreRows);
+    if (operand[i].data == nullptr) continue;
+    kind.k_tiles[i] = static_cast<int>(ceil_div(K, Shape::BK));
+    encode_tensor_map(kind.operand[i], operand[i].data, K, columns[i], operand[i].row_stride, Shape::BK);
   }
-  return cudaSuccess;
 }
 
 template <typename T, int BN>
@@ -38,18 +34,15 @@ cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, 
   T* const dz = static_cast<T*>(workspace);
   float* const sums =
       p.grad_bias != nullptr ? reinterpret_cast<float*>(static_cast<char*>(workspace) + layout.sums) : nullptr;
-  BackwardWgmmaArguments<T> q = {};
-  BackwardWgmmaKind &data = q.kinds[H >= B ? 0 : 1], &weight = q.kinds[H >= B ? 1 : 0];
-  cudaError_t e = encode_tensor_map(q.dz, dz, B, H, layout.dz_stride, /*box_rows=*/64);
-  if (e == cudaSuccess) {
-    e = make_kind<Shape>(data, true, B, H, {p.weight_ih, p.weight_hh}, {p.grad_input, p.grad_hx}, {I, H});
-  }
-  if (e == cudaSuccess) {
-    e = make_kind<Shape>(weight, false, H, B, {p.input, p.hx}, {p.grad_weight_ih, p.grad_weight_hh}, {I, H});
-  }
-  if (e == cudaSuccess) e = launch_backward_dz(p, dz, layout.dz_stride, sums, stream);
+  // First, so that the GPU is busy while the tensor maps are encoded.
+  const cudaError_t e = launch_backward_dz(p, dz, layout.dz_stride, sums, stream);
   if (e != cudaSuccess) return e;
 
+  BackwardWgmmaArguments<T> q = {};
+  BackwardWgmmaKind &data = q.kinds[H >= B ? 0 : 1], &weight = q.kinds[H >= B ? 1 : 0];
+  encode_tensor_map(q.dz, dz, B, H, layout.dz_stride, /*box_rows=*/64);
+  make_kind<Shape>(data, true, B, H, {p.weight_ih, p.weight_hh}, {p.grad_input, p.grad_hx}, {I, H});
+  make_kind<Shape>(weight, false, H, B, {p.input, p.hx}, {p.grad_weight_ih, p.grad_weight_hh}, {I, H});
   q.sums = sums;
   q.sums_rows = ceil_div(B, kDzRows);
   q.grad_bias = p.grad_bias;

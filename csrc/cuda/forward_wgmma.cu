@@ -28,15 +28,14 @@ cudaError_t launch_row(const ForwardParams<T>& p, int64_t blocks, cudaStream_t s
   const auto type =
       Shape::kTf32 && !RNN_EXT_PLANTED(tf32_not_rounded) ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 : kTensorMapType<T>;
   const auto encode = [&](CUtensorMap& map, const Matrix<T>& m, int64_t rows, int64_t columns, int box_rows) {
-    return encode_tensor_map(map, m.data, rows, columns, m.row_stride, box_rows, type);
+    encode_tensor_map(map, m.data, rows, columns, m.row_stride, box_rows, type);
   };
   constexpr int kRowsOfB = Shape::BN / Shape::kCluster;
-  cudaError_t e = encode(arguments.input, p.input, B, I, Shape::BM);
-  if (e == cudaSuccess) e = encode(arguments.weight_ih, p.weight_ih, H, I, kRowsOfB);
-  if (e == cudaSuccess && has_hx) e = encode(arguments.hx, p.hx, B, H, Shape::BM);
-  if (e == cudaSuccess && has_hx) e = encode(arguments.weight_hh, p.weight_hh, H, H, kRowsOfB);
-  if (e == cudaSuccess) e = encode_tensor_map(arguments.output, p.output, B, H, H, WgmmaSmem<Shape>::kStoreRows);
-  if (e != cudaSuccess) return e;
+  encode(arguments.input, p.input, B, I, Shape::BM);
+  encode(arguments.weight_ih, p.weight_ih, H, I, kRowsOfB);
+  if (has_hx) encode(arguments.hx, p.hx, B, H, Shape::BM);
+  if (has_hx) encode(arguments.weight_hh, p.weight_hh, H, H, kRowsOfB);
+  encode_tensor_map(arguments.output, p.output, B, H, H, WgmmaSmem<Shape>::kStoreRows);
 
   const auto tiles = [](int64_t size, int tile) { return static_cast<int>(ceil_div(size, tile)); };
   arguments.params = p;

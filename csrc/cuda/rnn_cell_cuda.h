@@ -1,6 +1,6 @@
 // The CUDA launchers: one entry each way, for float, double, __half and __nv_bfloat16. They launch on the stream and
-// check the launch. They neither allocate nor synchronise, and they know nothing of torch; where a plan asks for a
-// workspace, the caller brings it.
+// check the launch; what the driver has against a tensor map is a std::runtime_error. They neither allocate nor
+// synchronise, and they know nothing of torch; where a plan asks for a workspace, the caller brings it.
 #pragma once
 #include <cuda_runtime_api.h>
 

@@ -7,6 +7,8 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "../params.h"
@@ -33,31 +35,59 @@ bool has_tensor_map(const Matrix<T>& m, int64_t rows, int64_t columns) {
   return m.col_stride == 1 && has_tensor_map(m.data, rows, columns, m.row_stride);
 }
 
+// A function of the driver; null where it has none of that name.
+template <typename Function>
+Function* driver_function(const char* name, unsigned since) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  const bool found =
+      cudaGetDriverEntryPointByVersion(name, &function, since, cudaEnableDefault, &result) == cudaSuccess;
+  return found && result == cudaDriverEntryPointSuccess ? reinterpret_cast<Function*>(function) : nullptr;
+}
+
+inline std::string name_of(CUresult result) {
+  const auto get_name = driver_function<decltype(cuGetErrorName)>("cuGetErrorName", 6000);
+  const char* name = nullptr;
+  const bool known = get_name != nullptr && get_name(result, &name) == CUDA_SUCCESS;
+  return known ? name : "CUresult " + std::to_string(static_cast<int>(result));
+}
+
 // Of tiles of `box_rows` rows of 128 bytes, with the 128-byte swizzle; outside the matrix they read as zero. The map is
-// a pure function of the arguments, and encoding it is host arithmetic: nothing to cache.
+// a pure function of the arguments, and encoding it is host arithmetic: nothing to cache. Throws std::runtime_error
+// with the driver's reason if it refuses. (In place, as the driver wants it at a multiple of 64 bytes, which g++ does
+// not give every temporary that a function returns.)
 //
-// Loads through a map of floats as CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 round them to tf32, to nearest with ties to even,
-// and keep infinities and NaN. (No documentation says which way: it is what Triton's tests find on sm_120.)
+// Loads through a map of floats as CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 round them to tf32. No documentation says which
+// way, and no test of another project but on sm_120: to nearest with ties to even, with infinities and NaN kept. Until
+// a GPU of sm_90 has written the golden vector for it, nothing may depend on more than that they are not left
+// unrounded.
 template <typename T>
-cudaError_t encode_tensor_map(CUtensorMap& map, const T* data, int64_t rows, int64_t columns, int64_t row_stride,
-                              int box_rows, CUtensorMapDataType type = kTensorMapType<T>) {
-  static const auto encode = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    constexpr unsigned kSince = 12000;
-    const bool found = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSince, cudaEnableDefault,
-                                                        &result) == cudaSuccess;
-    return found ? reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function) : nullptr;
-  }();
-  if (encode == nullptr) return cudaErrorSymbolNotFound;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride) * sizeof(T)};
-  const cuuint32_t box[2] = {kTileRowBytes / sizeof(T), static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t element_strides[2] = {1, 1};
-  const CUresult result =
-      encode(&map, type, 2, const_cast<T*>(data), sizes, strides, box, element_strides, CU_TENSOR_MAP_INTERLEAVE_NONE,
-             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+void encode_tensor_map(CUtensorMap& map, const T* data, int64_t rows, int64_t columns, int64_t row_stride, int box_rows,
+                       CUtensorMapDataType type = kTensorMapType<T>) {
+  constexpr const char* kName = "cuTensorMapEncodeTiled";
+  static const auto encode = driver_function<decltype(cuTensorMapEncodeTiled)>(kName, 12000);
+  if (encode == nullptr) throw std::runtime_error(std::string("the CUDA driver has no ") + kName);
+  const auto try_encode = [&] {
+    const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+    const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride) * sizeof(T)};
+    const cuuint32_t box[2] = {kTileRowBytes / sizeof(T), static_cast<cuuint32_t>(box_rows)};
+    const cuuint32_t element_strides[2] = {1, 1};
+    return encode(&map, type, 2, const_cast<T*>(data), sizes, strides, box, element_strides,
+                  CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = try_encode();
+  // In a thread whose first CUDA work this is, as it may be in autograd's, no context is bound yet.
+  int device = 0;
+  if (result == CUDA_ERROR_INVALID_CONTEXT && cudaGetDevice(&device) == cudaSuccess &&
+      cudaSetDevice(device) == cudaSuccess) {
+    result = try_encode();
+  }
+  if (result == CUDA_SUCCESS) return;
+  const auto number = [](int64_t v) { return std::to_string(v); };
+  throw std::runtime_error(std::string(kName) + ": " + name_of(result) + ", of " + number(rows) + " rows of " +
+                           number(columns) + " elements, " + number(row_stride) + " apart, in boxes of " +
+                           number(box_rows) + " rows");
 }
 
 }  // namespace rnn_ext::cuda

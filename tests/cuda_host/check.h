@@ -55,12 +55,12 @@ void for_each_seed(F f) {
   }
 }
 
-// The message of the Error that f throws; empty, and a failed test, if it does not.
+// The message of the error that f throws; empty, and a failed test, if it does not.
 template <typename F>
 std::string error_of(F f) {
   try {
     f();
-  } catch (const emu::Error& error) {
+  } catch (const std::runtime_error& error) {
     return error.what();
   }
   report("expected an error");

@@ -18,6 +18,11 @@ cudaError_t cudaGetDevice(int* device) {
   return cudaSuccess;
 }
 
+cudaError_t cudaSetDevice(int) {
+  emu::has_context = true;
+  return cudaSuccess;
+}
+
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int /*device*/) {
   switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor:
@@ -52,11 +57,21 @@ cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
   return cudaSuccess;
 }
 
-// Of the driver's functions there is one.
+CUresult cuda_error_name(CUresult result, const char** name) {
+  *name = result == CUDA_ERROR_INVALID_VALUE     ? "CUDA_ERROR_INVALID_VALUE"
+          : result == CUDA_ERROR_INVALID_CONTEXT ? "CUDA_ERROR_INVALID_CONTEXT"
+                                                 : nullptr;
+  return *name != nullptr ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
+// Of the driver's functions there are two.
 cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned, unsigned long long,
                                              cudaDriverEntryPointQueryResult* result) {
-  const bool known = std::strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
-  *function = known ? reinterpret_cast<void*>(&emu::encode_tensor_map) : nullptr;
+  const auto is = [&](const char* name) { return std::strcmp(symbol, name) == 0; };
+  *function = is("cuTensorMapEncodeTiled") ? reinterpret_cast<void*>(&emu::encode_tensor_map)
+              : is("cuGetErrorName")       ? reinterpret_cast<void*>(&cuda_error_name)
+                                           : nullptr;
+  const bool known = *function != nullptr;
   if (result != nullptr) *result = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
   return known ? cudaSuccess : cudaErrorSymbolNotFound;
 }

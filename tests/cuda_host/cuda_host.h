@@ -48,7 +48,9 @@ cudaError_t launch(const Launch& config, cudaStream_t, void (*kernel)(P...), A&&
   struct Call {
     void (*kernel)(P...);
     std::tuple<P...> arguments;
-  } call{kernel, std::tuple<P...>(std::forward<A>(a)...)};
+  };
+  has_context = true;
+  Call call{kernel, std::tuple<P...>(std::forward<A>(a)...)};
   run_grid(config, [](void* p) { std::apply(static_cast<Call*>(p)->kernel, static_cast<Call*>(p)->arguments); }, &call);
   return cudaSuccess;
 }

@@ -366,10 +366,10 @@ void record(const char* name, const char* compare, Kernel kernel, unsigned threa
   });
 }
 
-CUtensorMap tensor_map(const char* name, const uint32_t* data, int rows, int columns, int row_stride, int box_rows,
+CUtensorMap tensor_map(const char*, const uint32_t* data, int rows, int columns, int row_stride, int box_rows,
                        CUtensorMapDataType type = kTensorMapType<float>) {
   CUtensorMap map = {};
-  check(name, encode_tensor_map(map, reinterpret_cast<const float*>(data), rows, columns, row_stride, box_rows, type));
+  encode_tensor_map(map, reinterpret_cast<const float*>(data), rows, columns, row_stride, box_rows, type);
   return map;
 }
 
@@ -419,9 +419,9 @@ void record_wgmma(const char* name, const char* compare) {
     CUtensorMap map_a = {}, map_b = {};
     const T *const data_a = fill(a, 64 * kK, 1), *const data_b = fill(b, N * kK, 2);
     // 16-bit: kK = 64, so that A is square. A transposed B has rows of N, taken 64 at a time.
-    check(name, encode_tensor_map(map_a, data_a, 64, kK, kK, 64));
-    check(name, kTransposedB ? encode_tensor_map(map_b, data_b, kK, N, N, kK)
-                             : encode_tensor_map(map_b, data_b, N, kK, kK, N));
+    encode_tensor_map(map_a, data_a, 64, kK, kK, 64);
+    encode_tensor_map(map_b, data_b, kTransposedB ? kK : N, kTransposedB ? N : kK, kTransposedB ? N : kK,
+                      kTransposedB ? kK : N);
     return RNN_EXT_LAUNCH((run_wgmma<T, N, kTransposedA, kTransposedB, kExact>), dim3(1), dim3(128),
                           sizeof(WgmmaSmem<T, N>), nullptr, map_a, map_b, out);
   });

@@ -187,6 +187,7 @@ CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_
   std::memset(static_cast<void*>(map), 0, sizeof *map);
   new (map) TensorMap{kMagic,
                       static_cast<char*>(base),
+  if (!has_context) return CUDA_ERROR_INVALID_CONTEXT;
                       static_cast<int64_t>(sizes[1]),
                       static_cast<int64_t>(sizes[0]),
                       static_cast<int64_t>(strides[0]),

@@ -46,6 +46,7 @@ struct Options {
   int multiprocessors = 132;
 };
 inline Options options;
+inline thread_local bool has_context = false;  // the driver's: bound by launches and by cudaSetDevice
 
 // Varies policy, residency and the engines' haste with the seed, so that a range of seeds covers their combinations.
 void set_options_from_seed(uint64_t seed);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <thread>
 
 #include "check.h"
 #include "ptx_sm90.cuh"
@@ -655,7 +656,7 @@ struct TensorMatrix {
   }
   CUtensorMap map(int box_rows) const {
     CUtensorMap m;
-    CHECK(encode_tensor_map(m, v.data(), rows, columns, stride, box_rows) == cudaSuccess);
+    encode_tensor_map(m, v.data(), rows, columns, stride, box_rows);
     return m;
   }
   int rows, columns, stride;
@@ -733,7 +734,7 @@ TEST(tma_load_rounds_to_tf32) {
   m.v[kCount] = bits(0x7fc00001);
   const auto load = [&](CUtensorMapDataType type) {
     CUtensorMap map;
-    CHECK(encode_tensor_map(map, m.v.data(), 1, kCount + 1, 12, 16, type) == cudaSuccess);
+    encode_tensor_map(map, m.v.data(), 1, kCount + 1, 12, 16, type);
     std::vector<float> out(16 * 32);
     RNN_EXT_LAUNCH(load_tile<float>, dim3(1), dim3(32), sizeof(TileSmem<float>), nullptr, map, 0, 0, out.data());
     CHECK(std::isnan(out[kCount]));
@@ -753,10 +754,28 @@ TEST(tensor_maps_that_the_driver_refuses) {
   CHECK(!has_tensor_map(data, 4, 0, 8));      // empty
   CHECK(!has_tensor_map<float>(nullptr, 4, 8, 8));
   CUtensorMap map;
-  CHECK(encode_tensor_map(map, data, 4, 8, 8, 64) == cudaSuccess);
-  CHECK(encode_tensor_map(map, data + 1, 4, 8, 8, 64) == cudaErrorInvalidValue);
-  CHECK(encode_tensor_map(map, data, 4, 7, 7, 64) == cudaErrorInvalidValue);
-  CHECK(encode_tensor_map(map, data, 4, 8, 8, 257) == cudaErrorInvalidValue);
+  encode_tensor_map(map, data, 4, 8, 8, 64);
+  const auto error = [&](const float* from, int columns, int box_rows) {
+    return error_of([&] { encode_tensor_map(map, from, 4, columns, columns, box_rows); });
+  };
+  CHECK(contains(error(data + 1, 8, 64), "cuTensorMapEncodeTiled: CUDA_ERROR_INVALID_VALUE, of 4 rows of 8 elements"));
+  CHECK(contains(error(data, 7, 64), "7 elements, 7 apart, in boxes of 64 rows"));
+  CHECK(contains(error(data, 8, 257), "in boxes of 257 rows"));
+}
+
+// Such as autograd's, if nothing there has called CUDA before.
+TEST(tensor_maps_in_a_thread_without_a_context) {
+  std::string error;
+  std::thread([&] {
+    alignas(16) static float data[32];
+    CUtensorMap map;
+    try {
+      encode_tensor_map(map, data, 4, 8, 8, 64);
+    } catch (const std::runtime_error& refused) {
+      error = refused.what();
+    }
+  }).join();
+  if (!error.empty()) check::report("%s", error.c_str());
 }
 
 // Each block of the cluster loads its half of a tile of 16 rows into both.
@@ -842,7 +861,7 @@ TEST(stores_must_have_read_before_the_block_exits) {
 TEST(tma_store_of_tf32_is_refused) {
   TensorMatrix<float> m(16, 32, 32);
   CUtensorMap map;
-  CHECK(encode_tensor_map(map, m.v.data(), 16, 32, 32, 16, CU_TENSOR_MAP_DATA_TYPE_TFLOAT32) == cudaSuccess);
+  encode_tensor_map(map, m.v.data(), 16, 32, 32, 16, CU_TENSOR_MAP_DATA_TYPE_TFLOAT32);
   CHECK(contains(
       error_of([&] { RNN_EXT_LAUNCH(leave_store_behind, dim3(1), dim3(1), sizeof(TileSmem<float>), nullptr, map); }),
       "TMA store: nothing says"));
