@@ -5,8 +5,8 @@
 // The two GEMMs are one over K = ⌈I / BK⌉ + ⌈H / BK⌉ k-tiles: at the first boundary the producer goes over from the
 // tensor maps of (x, W) to those of (h, U), and nobody else notices.
 //
-// It is the copy engine that rounds to tf32, on its way to shared memory. A number too large for that becomes an
-// infinity, as in the other tf32 kernels.
+// It is the copy engine that rounds to tf32, on its way to shared memory: tensor_map.cuh says what is known of how. A
+// number too large for that may become an infinity, as it does in the other tf32 kernels.
 //
 // 3xtf32: a number is high + low, two tf32 numbers that keep 22 of its 24 bits, and a product is high high +
 // high low + low high. The consumers split each stage in shared memory before they multiply it, the next one's while
