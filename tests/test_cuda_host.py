@@ -124,7 +124,9 @@ FAULTS = {
     "weights_not_switched": ("forward_wgmma_64", {"plain": WRONG}),
     "no_proxy_fence": ("forward_wgmma_64", {"tsan": IN_WGMMA}),
     "no_wait_for_stores": ("forward_wgmma_256", {"tsan": IN_WGMMA}),
-    "no_barrier_before_bias": ("forward_wgmma_64", {"plain": WRONG, "tsan": IN_WGMMA}),
+    "no_wait_for_bias": ("forward_wgmma_64", {"plain": WRONG, "tsan": IN_WGMMA}),
+    "bias_overwritten": ("forward_wgmma_64", {"plain": WRONG, "tsan": IN_WGMMA}),
+    "no_fence_of_inits": ("forward_wgmma_256", {"tsan": IN_WGMMA}),
     "peer_not_asked": ("forward_wgmma_256", {"plain": WRONG, "tsan": IN_WGMMA}),
     "peer_exits_early": ("forward_wgmma_256", {"plain": IN_WGMMA + ": .* has returned", "tsan": IN_WGMMA}),
     "tf32_not_rounded": ("forward_wgmma_tf32_128x64", {"plain": WRONG}),
@@ -142,6 +144,9 @@ WRAPPER_FAULTS = {
     "sum_without_its_turn": ("blocks_add_up", {"plain": "FAIL", "tsan": IN_WRAPPERS}),
     "misaligned_vector_load": ("vector_loads", {"asan": IN_WRAPPERS + ".*runtime error: .*misaligned address"}),
     "no_cluster_wait": ("cluster_blocks_read", {"plain": "FAIL", "tsan": IN_WRAPPERS}),
+    "relaxed_arrival": ("cluster_blocks_read", {"tsan": IN_WRAPPERS}),
+    "arrival_without_release": ("mbarrier_of_another", {"tsan": IN_WRAPPERS}),
+    "wait_without_acquire": ("mbarrier_of_another", {"tsan": IN_WRAPPERS}),
     "early_block_exit": (
         "cluster_blocks_read",
         {"plain": "block [0-7] of the cluster has returned", "tsan": IN_WRAPPERS},
@@ -288,6 +293,7 @@ REQUIRED = {
             r"UTMASTG\.2D",
             r"STSM\.16\.M88\.4",
             r"SYNCS\.PHASECHK",
+            r"UTMACCTL\.PF",
             r"USETMAXREG",
             *(rf"HGMMA\.64x{n}x16\.F32{t}" for n in (64, 128, 256) for t in (" ", r"\.BF16")),
             *(rf"HGMMA\.64x{n}x8\.F32\.TF32" for n in (64, 128, 256)),
@@ -299,6 +305,7 @@ REQUIRED = {
             r"UTMALDG\.2D\.MULTICAST",
             r"UTMASTG\.2D",
             r"STSM\.16\.M88\.4",
+            r"UTMACCTL\.PF",
             r"USETMAXREG",
             *(
                 rf"HGMMA\.64x{n}x16\.F32{t}.* gdesc\[\w+\]{major}\.tnspB"
@@ -356,6 +363,19 @@ def test_compiled_code(file: Path, arch: str) -> None:
         assert kernel.registers * kernel.max_threads <= 65536, f"{kernel}: does not fit a multiprocessor"
     sass = cubin.sass(code)
     assert [op for op in required(file.name, arch) if not re.search(op, sass)] == []
+    assert cubin.barriers_before_products(code) == []
+
+
+@needs_nvcc
+@pytest.mark.parametrize("file", sorted(build.KERNELS.glob("forward_tiled_*.cu")), ids=lambda f: f.name)
+def test_the_last_barrier_of_a_cluster_does_not_wait_for_stores(file: Path) -> None:
+    """They would have to reach memory before the arrival: they come between it and the wait."""
+    for kernel, lines in cubin.instructions(cubin.compile(file, "sm_90a")).items():
+        (_, last_arrival), (first_wait, last_wait) = (
+            [i for i, line in enumerate(lines) if op in line] for op in ("UCGABAR_ARV", "UCGABAR_WAIT")
+        )
+        assert any("STG" in line for line in lines[last_arrival:last_wait]), kernel
+        assert not any("STG" in line for line in lines[first_wait:last_arrival]), kernel
 
 
 @needs_nvcc

@@ -54,10 +54,10 @@ __device__ __forceinline__ void for_each_tile(const BackwardWgmmaArguments<T>& p
 
 // One thread.
 template <typename Shape, typename T>
-__device__ void fill_ring(const BackwardWgmmaArguments<T>& p, WgmmaRing<Shape>& ring, int first, int step, int rank) {
+__device__ void fill_ring(const BackwardWgmmaArguments<T>& p, WgmmaRing<Shape>& ring, RingPosition<Shape::kStages>& at,
+                          int first, int step, int rank) {
   constexpr int kBox = 64, kOwn = Shape::BN / Shape::kCluster;  // columns to load
   static_assert(Shape::BK == kBox && kOwn % kBox == 0);
-  RingPosition<Shape> at;
   for_each_tile<Shape>(
       p, first, step, rank, [&](const BackwardWgmmaKind& kind, int matrix, int row, int column, int k_tiles) {
         const bool is_data = kind.is_data;
@@ -79,9 +79,9 @@ __device__ void fill_ring(const BackwardWgmmaArguments<T>& p, WgmmaRing<Shape>& 
 }
 
 // grad_bias, by the warps that have nothing else to do.
-template <typename T>
+template <typename Shape, typename T>
 __device__ void add_up_bias(const BackwardWgmmaArguments<T>& p) {
-  constexpr int kThreads = 96;
+  constexpr int kThreads = Shape::kAssistants;
   if (p.grad_bias == nullptr) return;
   const int64_t first = int64_t{blockIdx.x} * kThreads + threadIdx.x - 32;
   for (int64_t n = first; n < p.hidden_size; n += int64_t{gridDim.x} * kThreads) {
@@ -102,7 +102,7 @@ __device__ void drain_ring(const BackwardWgmmaArguments<T>& p, WgmmaRing<Shape>&
   constexpr int kColumns = WgmmaRing<Shape>::kStoreColumns;
   const int warp = static_cast<int>(threadIdx.x) / 32 - 4;
   const bool is_leader = ptx::elect_one();
-  RingPosition<Shape> at;
+  RingPosition<Shape::kStages> at;
   int buffer = 0;
   for_each_tile<Shape>(p, first, step, rank,
                        [&](const BackwardWgmmaKind& kind, int matrix, int row, int column, int k_tiles) {
@@ -129,15 +129,28 @@ __device__ void drain_ring(const BackwardWgmmaArguments<T>& p, WgmmaRing<Shape>&
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
 
+template <typename T>
+__device__ void prefetch_tensor_maps(const BackwardWgmmaArguments<T>& p) {
+  ptx::prefetch_tensor_map(&p.dz);
+  for (const BackwardWgmmaKind& kind : p.kinds) {
+    for (int i = 0; i < 2; ++i) {
+      if (kind.k_tiles[i] > 0) ptx::prefetch_tensor_map(&kind.operand[i]);
+      if (kind.tiles_n[i] > 0) ptx::prefetch_tensor_map(&kind.gradient[i]);
+    }
+  }
+}
+
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     backward_wgmma(const __grid_constant__ BackwardWgmmaArguments<typename Shape::T> p) {
   using Smem = WgmmaRing<Shape>;
   static_assert(sizeof(Smem) <= 227 * 1024, "what a block can have on sm_90");
   RNN_EXT_SMEM(Smem, ring);
+  if (threadIdx.x == 0) prefetch_tensor_maps(p);
   run_specialised<Shape>(
-      ring, [&](int first, int step, int rank) { fill_ring<Shape>(p, ring, first, step, rank); },
-      [&] { add_up_bias(p); }, [&](int first, int step, int rank) { drain_ring<Shape>(p, ring, first, step, rank); });
+      ring, [&](auto& at, int first, int step, int rank) { fill_ring<Shape>(p, ring, at, first, step, rank); },
+      [&](int, int) { add_up_bias<Shape>(p); },
+      [&](int first, int step, int rank) { drain_ring<Shape>(p, ring, first, step, rank); });
 }
 
 }  // namespace rnn_ext::cuda

@@ -91,13 +91,18 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPer
     if (!RNN_EXT_PLANTED(no_cluster_sync)) ptx::cluster_sync();  // all blocks' sums are there
     const int first_row = rows * static_cast<int>(split) / p.splits,
               end_row = rows * static_cast<int>(split + 1) / p.splits;
-    Loop::template for_each_row<kVector>(first_row, end_row, [&](int row) {
-      Acc sums[kVector] = {};
+    constexpr int kMostRows = Shape::BM / 2;  // of two blocks or more
+    Acc sums[Loop::template kRowsOfThread<kVector, kMostRows>][kVector] = {};
+    Loop::template for_each_row_by_number<kVector, kMostRows>(first_row, end_row, [&](int i, int row) {
 #pragma unroll 4
-      for (int rank = 0; rank < p.splits; ++rank) Loop::add_cluster_sums(smem.sums, rank, row, column, sums);
-      store(row, sums);
+      for (int rank = 0; rank < p.splits; ++rank) Loop::add_cluster_sums(smem.sums, rank, row, column, sums[i]);
     });
-    if (!RNN_EXT_PLANTED(no_cluster_exit_sync)) ptx::cluster_sync();  // no block exits while others read its sums
+    // No block exits while others read its sums. Relaxed would not do: the loads might still be under way. But nothing
+    // is stored yet whose way to memory a release would wait for.
+    if (!RNN_EXT_PLANTED(no_cluster_exit_sync)) ptx::cluster_arrive();
+    Loop::template for_each_row_by_number<kVector, kMostRows>(first_row, end_row,
+                                                              [&](int i, int row) { store(row, sums[i]); });
+    if (!RNN_EXT_PLANTED(no_cluster_exit_sync)) ptx::cluster_wait();
   } else {
     using Partial = Vector<Acc, 16>;
     static_assert(kVector % Partial::kSize == 0);

@@ -38,16 +38,17 @@ struct WgmmaLowSmem<Shape, true> {
 
 template <typename Shape>
 struct WgmmaSmem : WgmmaLowSmem<Shape>, WgmmaRing<Shape> {
-  float bias[2][Shape::BN];  // b_ih + b_hh, of this tile and of the one before
+  float bias[2][Shape::BN];  // b_ih + b_hh, of this tile and of the next
+  uint64_t bias_full[2], bias_empty[2];
 };
 
 // ---- the producer ---------------------------------------------------------------------------------------------------
 
 // One thread.
 template <typename Shape, typename T>
-__device__ void fill_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, int first, int step, int rank) {
+__device__ void fill_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, RingPosition<Shape::kStages>& at,
+                          int first, int step, int rank) {
   constexpr int kRowsOfB = Shape::BN / Shape::kCluster;
-  RingPosition<Shape> at;
   for (int index = first; index < p.tiles_m * p.tiles_n; index += step) {
     const TileAt<Shape> tile(index, p.tiles_m, p.tiles_n);
     const int m0 = (tile.m * Shape::kCluster + rank) * Shape::BM;
@@ -59,6 +60,25 @@ __device__ void fill_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, in
       const CUtensorMap* const weight = is_input || RNN_EXT_PLANTED(weights_not_switched) ? &p.weight_ih : &p.weight_hh;
       load_shared<Shape>(b + rank * kRowsOfB * Shape::BK, weight, k0, n0, full);
     });
+  }
+}
+
+// The bias of every tile, by the warps that have nothing else to do: it is there long before the sums are.
+template <typename Shape, typename T>
+__device__ void fetch_bias(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, int first, int step) {
+  RingPosition<2> at;
+  for (int index = first; index < p.tiles_m * p.tiles_n; index += step, at.advance()) {
+    const TileAt<Shape> tile(index, p.tiles_m, p.tiles_n);
+    if (!RNN_EXT_PLANTED(bias_overwritten)) ptx::mbarrier_wait(&smem.bias_empty[at.stage], at.parity ^ 1);
+    for (int i = static_cast<int>(threadIdx.x) - 32; i < Shape::BN; i += Shape::kAssistants) {
+      const int n = tile.n * Shape::BN + i;
+      const bool is_inside = n < p.params.hidden_size;
+      float b = 0.f;
+      if (p.params.bias_ih && is_inside) b += widen(p.params.bias_ih[n]);
+      if (p.params.bias_hh && is_inside) b += widen(p.params.bias_hh[n]);
+      smem.bias[at.stage][i] = b;
+    }
+    ptx::mbarrier_arrive(&smem.bias_full[at.stage]);
   }
 }
 
@@ -145,8 +165,8 @@ __device__ __forceinline__ void split(float* tile, float* low) {
 
 // The same as three products of tf32.
 template <typename Shape>
-__device__ __forceinline__ void multiply_split(WgmmaSmem<Shape>& smem, RingPosition<Shape>& at, int k_tiles, int rank,
-                                               float (&sums)[Shape::BN / 2]) {
+__device__ __forceinline__ void multiply_split(WgmmaSmem<Shape>& smem, RingPosition<Shape::kStages>& at, int k_tiles,
+                                               int rank, float (&sums)[Shape::BN / 2]) {
   constexpr int N = Shape::BN, kSteps = kTileRowBytes / 32;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
   float of_stage[N / 2];
@@ -205,30 +225,22 @@ __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, i
   const int consumer = static_cast<int>(threadIdx.x) - 128;
   const bool is_leader = ptx::elect_one();
   float acc[Shape::BN / 2];
-  RingPosition<Shape> at;
+  RingPosition<Shape::kStages> at;
+  RingPosition<2> bias_at;
   if (RNN_EXT_PLANTED(wrong_phase)) at.parity = 1;
-  int bias_buffer = 0, out_buffer = 0;
-  for (int index = first; index < p.tiles_m * p.tiles_n; index += step, bias_buffer ^= 1) {
+  int out_buffer = 0;
+  for (int index = first; index < p.tiles_m * p.tiles_n; index += step, bias_at.advance()) {
     const TileAt<Shape> tile(index, p.tiles_m, p.tiles_n);
     const int m0 = (tile.m * Shape::kCluster + rank) * Shape::BM, n0 = tile.n * Shape::BN;
-    if (consumer < Shape::BN) {
-      const int n = n0 + consumer;
-      const bool is_inside = n < p.params.hidden_size;
-      float b = 0.f;
-      if (p.params.bias_ih && is_inside) b += widen(p.params.bias_ih[n]);
-      if (p.params.bias_hh && is_inside) b += widen(p.params.bias_hh[n]);
-      smem.bias[bias_buffer][consumer] = b;
-    }
     if constexpr (Shape::kSplit) {
       multiply_split<Shape>(smem, at, p.k_tiles_input + p.k_tiles_hx, rank, acc);
     } else {
       multiply<Shape>(smem, at, p.k_tiles_input + p.k_tiles_hx, rank, acc);
     }
 
-    // The bias is there. And whoever stages the next but one's has waited here for everyone to be done with this one.
-    if (!RNN_EXT_PLANTED(no_barrier_before_bias)) ptx::named_barrier_sync(1, Shape::kConsumerThreads);
+    if (!RNN_EXT_PLANTED(no_wait_for_bias)) ptx::mbarrier_wait(&smem.bias_full[bias_at.stage], bias_at.parity);
     const int row = m0 + consumer / 32 * 16;
-    const float* const bias = smem.bias[bias_buffer];
+    const float* const bias = smem.bias[bias_at.stage];
     switch (p.params.nonlinearity) {
       case Nonlinearity::kTanh:
         store_output<Nonlinearity::kTanh>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
@@ -240,6 +252,7 @@ __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, i
         store_output<Nonlinearity::kSigmoid>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
         break;
     }
+    if (is_leader) ptx::mbarrier_arrive(&smem.bias_empty[bias_at.stage]);  // the warp had to meet after its last use
   }
   if (RNN_EXT_PLANTED(no_wait_for_wgmma)) ptx::wgmma_wait_all(acc);
   if (is_leader) ptx::tma_store_wait_read<0>();
@@ -247,14 +260,30 @@ __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, i
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
 
+// Thread 0, first of all.
+template <typename Shape, typename T>
+__device__ void prepare(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem) {
+  ptx::prefetch_tensor_map(&p.input);
+  ptx::prefetch_tensor_map(&p.weight_ih);
+  if (p.k_tiles_hx > 0) ptx::prefetch_tensor_map(&p.hx);
+  if (p.k_tiles_hx > 0) ptx::prefetch_tensor_map(&p.weight_hh);
+  ptx::prefetch_tensor_map(&p.output);
+  for (int i = 0; i < 2; ++i) {
+    ptx::mbarrier_init(&smem.bias_full[i], Shape::kAssistants);
+    ptx::mbarrier_init(&smem.bias_empty[i], Shape::kConsumerThreads / 32);
+  }
+}
+
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     forward_wgmma(const __grid_constant__ WgmmaArguments<typename Shape::T> p) {
   using Smem = WgmmaSmem<Shape>;
   static_assert(sizeof(Smem) <= 227 * 1024, "what a block can have on sm_90");
   RNN_EXT_SMEM(Smem, smem);
+  if (threadIdx.x == 0) prepare(p, smem);
   run_specialised<Shape>(
-      smem, [&](int first, int step, int rank) { fill_ring<Shape>(p, smem, first, step, rank); }, [] {},
+      smem, [&](auto& at, int first, int step, int rank) { fill_ring<Shape>(p, smem, at, first, step, rank); },
+      [&](int first, int step) { fetch_bias<Shape>(p, smem, first, step); },
       [&](int first, int step, int rank) { drain_ring<Shape>(p, smem, first, step, rank); });
 }
 

@@ -205,6 +205,19 @@ struct Mainloop {
       use(row);
   }
 
+  // The same of at most kMost rows, the thread's i-th as use(i, row): for results that stay in registers, of so many.
+  template <int kSize, int kMost>
+  static constexpr int kRowsOfThread = static_cast<int>(ceil_div(kMost, Shape::kThreads / (Shape::BN / kSize)));
+  template <int kSize, int kMost, typename Use>
+  static __device__ __forceinline__ void for_each_row_by_number(int begin, int end, Use use) {
+    constexpr int kStep = Shape::kThreads / (Shape::BN / kSize);
+#pragma unroll
+    for (int i = 0; i < kRowsOfThread<kSize, kMost>; ++i) {
+      const int row = begin + static_cast<int>(threadIdx.x) / (Shape::BN / kSize) + i * kStep;
+      if (row < end) use(i, row);
+    }
+  }
+
   // Adds the sums of all slices into the first one's, in the first `rows` rows.
   static __device__ __forceinline__ void fold_slices(typename Engine::Sums& s, int rows) {
     using Read = Vector<Acc, 16>;

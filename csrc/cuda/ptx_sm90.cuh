@@ -33,8 +33,8 @@ namespace rnn_ext::cuda::ptx {
 //
 // The blocks of RNN_EXT_LAUNCH_CLUSTER. What the threads of a cluster wrote before cluster_arrive, in global memory or
 // in anyone's shared memory, all of them see after cluster_wait. A block's shared memory may be touched by others only
-// between a cluster_sync that it has taken part in, which says that it has started, and one that it has yet to pass,
-// without which it might have exited.
+// after a barrier of the cluster that it has taken part in, which says that it has started, and before one that it has
+// yet to pass, or another sign that it still waits for, without which it might have exited.
 
 // This block's rank in the cluster, and the number of blocks there.
 RNN_EXT_PTX_INLINE uint32_t cluster_rank() {
@@ -51,6 +51,11 @@ RNN_EXT_PTX_INLINE uint32_t cluster_size() {
 // The two halves of a barrier of all threads of the cluster; none may exit before it has waited.
 RNN_EXT_PTX_INLINE void cluster_arrive([[maybe_unused]] Where where = Where::here()) {
   RNN_EXT_PTX_SM90(asm volatile("barrier.cluster.arrive.release;" :: : "memory"), emu::cluster_arrive(where));
+}
+// Says that this thread is here, and nothing of what it has read or written but the mbarriers that it has inited, if
+// fence_mbarrier_init came before. It costs no memory barrier, which would wait for all writes under way.
+RNN_EXT_PTX_INLINE void cluster_arrive_relaxed([[maybe_unused]] Where where = Where::here()) {
+  RNN_EXT_PTX_SM90(asm volatile("barrier.cluster.arrive.relaxed;" :: : "memory"), emu::cluster_arrive_relaxed(where));
 }
 RNN_EXT_PTX_INLINE void cluster_wait([[maybe_unused]] Where where = Where::here()) {
   RNN_EXT_PTX_SM90(asm volatile("barrier.cluster.wait.acquire;" :: : "memory"), emu::cluster_wait(where));
@@ -114,7 +119,12 @@ RNN_EXT_PTX_INLINE void st_cluster(uint32_t address, T value, [[maybe_unused]] W
 //
 // A 64-bit barrier in shared memory, whose phases end when `count` arrivals have happened and as many bytes as were
 // expected have landed. Phases alternate between parity 0 and 1: a fresh barrier is in one of parity 0, and a wait for
-// parity 1 passes at once. What was written before an arrival is visible after the wait for its phase.
+// parity 1 passes at once.
+//
+// What was written before an arrival is visible after the wait for its phase, within one block, and so is what the copy
+// engine brings, whichever block asked for it. Of what other blocks wrote by themselves, only what came before
+// mbarrier_arrive_release_cluster is visible, and only after mbarrier_wait_acquire_cluster. Both are dear: the one
+// waits until all of its thread's writes have reached the whole GPU, the other empties the L1 cache.
 
 RNN_EXT_PTX_INLINE void mbarrier_init(uint64_t* barrier, uint32_t count, [[maybe_unused]] Where where = Where::here()) {
   RNN_EXT_PTX_SM90(
@@ -124,7 +134,7 @@ RNN_EXT_PTX_INLINE void mbarrier_init(uint64_t* barrier, uint32_t count, [[maybe
 
 // After the inits, and before the block's or cluster's barrier that shows them to others: for the copy engine, too.
 RNN_EXT_PTX_INLINE void fence_mbarrier_init() {
-  RNN_EXT_PTX_SM90(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"), (void)0);
+  RNN_EXT_PTX_SM90(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"), emu::fence_mbarrier_init());
 }
 
 RNN_EXT_PTX_INLINE void mbarrier_arrive(uint64_t* barrier, [[maybe_unused]] Where where = Where::here()) {
@@ -132,11 +142,18 @@ RNN_EXT_PTX_INLINE void mbarrier_arrive(uint64_t* barrier, [[maybe_unused]] Wher
                    emu::mbarrier_arrive(barrier, 0, where));
 }
 
-// At the barrier in any block of the cluster that cluster_address gave.
+// At the barrier in any block of the cluster that cluster_address gave. To another block it says only that this one is
+// done with something: that wgmma whose results were waited for have read their operands.
 RNN_EXT_PTX_INLINE void mbarrier_arrive_cluster(uint32_t address, [[maybe_unused]] Where where = Where::here()) {
+  RNN_EXT_PTX_SM90(asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory"),
+                   emu::mbarrier_arrive_cluster(address, /*releases=*/false, where));
+}
+// The same, and publishes what this thread has written or seen.
+RNN_EXT_PTX_INLINE void mbarrier_arrive_release_cluster(uint32_t address,
+                                                        [[maybe_unused]] Where where = Where::here()) {
   RNN_EXT_PTX_SM90(
       asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory"),
-      emu::mbarrier_arrive_cluster(address, where));
+      emu::mbarrier_arrive_cluster(address, /*releases=*/true, where));
 }
 
 // Arrives, and adds to what the phase expects to land.
@@ -154,7 +171,15 @@ RNN_EXT_PTX_INLINE void mbarrier_wait(uint64_t* barrier, uint32_t parity,
                                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                                 "@!done bra WAIT;\n}" ::"r"(shared_address(barrier)),
                                 "r"(parity) : "memory"),
-                   emu::mbarrier_wait(barrier, parity, where));
+                   emu::mbarrier_wait(barrier, parity, /*acquires_cluster=*/false, where));
+}
+RNN_EXT_PTX_INLINE void mbarrier_wait_acquire_cluster(uint64_t* barrier, uint32_t parity,
+                                                      [[maybe_unused]] Where where = Where::here()) {
+  RNN_EXT_PTX_SM90(asm volatile("{\n.reg .pred done;\nWAIT:\n"
+                                "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+                                "@!done bra WAIT;\n}" ::"r"(shared_address(barrier)),
+                                "r"(parity) : "memory"),
+                   emu::mbarrier_wait(barrier, parity, /*acquires_cluster=*/true, where));
 }
 
 // ---- proxies --------------------------------------------------------------------------------------------------------

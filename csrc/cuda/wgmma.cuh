@@ -24,6 +24,7 @@ struct WgmmaShape {
   static constexpr int BM = 128, BN = BN_, BK = kTileRowBytes / sizeof(T), kCluster = kCluster_;
   static constexpr int kConsumers = BM / 64;  // warpgroups
   static constexpr int kConsumerThreads = 128 * kConsumers, kThreads = 128 + kConsumerThreads;
+  static constexpr int kAssistants = 96;  // threads of the producer's warpgroup that are not its warp
   static constexpr int kStageBytes = (BM + BN) * kTileRowBytes;
   static constexpr int kLowStages = kSplit ? 2 : 0;                        // of the numbers' low parts
   static constexpr int kStages = 192 * 1024 / kStageBytes - kLowStages;    // 4, 6 and 8 for BN = 256, 128 and 64
@@ -47,13 +48,13 @@ struct WgmmaRing {
   uint64_t full[Shape::kStages], empty[Shape::kStages];
 };
 
-// A place in the ring, and the parity of its current use.
-template <typename Shape>
+// A place in a ring, and the parity of its current use.
+template <int kStages>
 struct RingPosition {
   int stage = 0;
   uint32_t parity = 0;
   __device__ void advance() {
-    if (++stage == Shape::kStages) {
+    if (++stage == kStages) {
       stage = 0;
       parity ^= 1;
     }
@@ -80,7 +81,8 @@ struct TileAt {
 // Fills the next k_tiles stages: load(k, a, b, full) asks the copy engine for k-tile k, all of whose bytes, from this
 // block or its peer, it is to count at `full`. One thread.
 template <typename Shape, typename Load>
-__device__ __forceinline__ void fill_stages(WgmmaRing<Shape>& ring, RingPosition<Shape>& at, int k_tiles, Load load) {
+__device__ __forceinline__ void fill_stages(WgmmaRing<Shape>& ring, RingPosition<Shape::kStages>& at, int k_tiles,
+                                            Load load) {
 #pragma unroll 1
   for (int k = 0; k < k_tiles; ++k, at.advance()) {
     uint64_t* const full = &ring.full[at.stage];
@@ -88,6 +90,14 @@ __device__ __forceinline__ void fill_stages(WgmmaRing<Shape>& ring, RingPosition
     ptx::mbarrier_arrive_expect_tx(full, Shape::kStageBytes - (RNN_EXT_PLANTED(wrong_byte_count) ? 128 : 0));
     load(k, ring.a[at.stage], ring.b[at.stage], full);
   }
+}
+
+// Waits until all that was filled has been released. Before that the block must not exit: the other one's consumers
+// have yet to arrive at its barriers. One thread.
+template <typename Shape>
+__device__ __forceinline__ void await_release(WgmmaRing<Shape>& ring, RingPosition<Shape::kStages>& at) {
+#pragma unroll 1
+  for (int i = 0; i < Shape::kStages; ++i, at.advance()) ptx::mbarrier_wait(&ring.empty[at.stage], at.parity ^ 1);
 }
 
 // A box of B at (x, y): into all blocks of the cluster.
@@ -119,8 +129,8 @@ __device__ __forceinline__ void release_stage(WgmmaRing<Shape>& ring, int stage,
 // sums = the products of the next k_tiles > 0 stages: this warpgroup's 64 rows. A tile of a transposed operand is one
 // of its matrix's rows as they lie in memory: blocks of BK = 64 rows of k, of 64 rows or columns of the product each.
 template <typename Shape, bool kTransposedA = false, bool kTransposedB = false>
-__device__ __forceinline__ void multiply(WgmmaRing<Shape>& ring, RingPosition<Shape>& at, int k_tiles, int rank,
-                                         float (&sums)[Shape::BN / 2]) {
+__device__ __forceinline__ void multiply(WgmmaRing<Shape>& ring, RingPosition<Shape::kStages>& at, int k_tiles,
+                                         int rank, float (&sums)[Shape::BN / 2]) {
   constexpr int kBlock = 64 * Shape::BK, kBlockBytes = 64 * kTileRowBytes;
   constexpr int kNextA = kTransposedA ? 16 * kTileRowBytes : 32, kNextB = kTransposedB ? 16 * kTileRowBytes : 32;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
@@ -191,9 +201,9 @@ __device__ __forceinline__ void put_pairs(T* out, Pair pair) {
 
 // ---- both -----------------------------------------------------------------------------------------------------------
 
-// What a block does: produce(first, step, rank) in one thread, consume(first, step, rank) in the consumers, assist() in
-// the rest of the producer's warpgroup. Tiles first, first + step... are the cluster's, and `rank` is this block's
-// there.
+// What a block does: produce(at, first, step, rank) in one thread, consume(first, step, rank) in the consumers,
+// assist(first, step) in the other warps of the producer's warpgroup. Tiles first, first + step... are the cluster's,
+// and `rank` is this block's there. What thread 0 has done before, such as initing barriers, all of them see.
 template <typename Shape, typename Produce, typename Assist, typename Consume>
 __device__ __forceinline__ void run_specialised(WgmmaRing<Shape>& ring, Produce produce, Assist assist,
                                                 Consume consume) {
@@ -202,12 +212,13 @@ __device__ __forceinline__ void run_specialised(WgmmaRing<Shape>& ring, Produce 
       ptx::mbarrier_init(&ring.full[i], 1);
       ptx::mbarrier_init(&ring.empty[i], Shape::kConsumers * Shape::kCluster);
     }
-    ptx::fence_mbarrier_init();
+    if (!RNN_EXT_PLANTED(no_fence_of_inits)) ptx::fence_mbarrier_init();
   }
   int rank = 0;
   if constexpr (Shape::kCluster > 1) {
     rank = static_cast<int>(ptx::cluster_rank());
-    ptx::cluster_sync();
+    ptx::cluster_arrive_relaxed();  // the inits are all that there is to see, and their fence takes care of them
+    ptx::cluster_wait();
   } else {
     __syncthreads();
   }
@@ -217,17 +228,15 @@ __device__ __forceinline__ void run_specialised(WgmmaRing<Shape>& ring, Produce 
   if (threadIdx.x < 128) {
     ptx::release_registers<Shape::kProducerRegisters>();
     if (threadIdx.x >= 32) {
-      assist();
+      assist(first, step);
     } else if (ptx::elect_one()) {
-      produce(first, step, rank);
+      RingPosition<Shape::kStages> at;
+      produce(at, first, step, rank);
+      if (Shape::kCluster > 1 && !RNN_EXT_PLANTED(peer_exits_early)) await_release(ring, at);
     }
   } else {
     ptx::claim_registers<Shape::kConsumerRegisters>();
     consume(first, step, rank);
-  }
-  // Until both are done, the other block may write to this one's stages and arrive at its barriers.
-  if constexpr (Shape::kCluster > 1) {
-    if (!RNN_EXT_PLANTED(peer_exits_early)) ptx::cluster_sync();
   }
 }
 

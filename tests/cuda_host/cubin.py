@@ -90,3 +90,26 @@ def resources(code: Path) -> list[Kernel]:
 def sass(code: Path) -> str:
     """The disassembly."""
     return _dump("-sass", code)
+
+
+def instructions(code: Path) -> dict[str, list[str]]:
+    """By kernel, in the order in which they lie."""
+    by_kernel = {}
+    for text in re.split(r"\n\s*Function : ", sass(code))[1:]:
+        by_kernel[text.split()[0]] = re.findall(r"/\*[0-9a-f]{4,}\*/\s+([^;]+?)\s*;", text)
+    return by_kernel
+
+
+def barriers_before_products(code: Path) -> list[str]:
+    """Memory barriers of kernels that multiply by wgmma, at their start and in their loops: up to the last product.
+
+    The block's own in front of a fence.proxy.async is none of them: a kernel that writes operands needs it.
+    """
+    found = []
+    for kernel, lines in instructions(code).items():
+        products = [i for i, line in enumerate(lines) if "HGMMA" in line]
+        for i in range(products[-1]) if products else ():
+            is_proxy_fence = "MEMBAR.ALL.CTA" in lines[i] and "FENCE.VIEW.ASYNC" in lines[i + 1]
+            if "MEMBAR" in lines[i] and not is_proxy_fence:
+                found.append(f"{kernel}: {lines[i]}")
+    return found

@@ -68,7 +68,9 @@ namespace emu {
   fault(weights_not_switched) \
   fault(no_proxy_fence) \
   fault(no_wait_for_stores) \
-  fault(no_barrier_before_bias) \
+  fault(no_wait_for_bias) \
+  fault(bias_overwritten) \
+  fault(no_fence_of_inits) \
   fault(peer_not_asked) \
   fault(peer_exits_early) \
   fault(tf32_not_rounded) \
@@ -80,6 +82,9 @@ namespace emu {
   /* test_wrappers.cpp */ \
   fault(no_cluster_wait) \
   fault(early_block_exit) \
+  fault(relaxed_arrival) \
+  fault(arrival_without_release) \
+  fault(wait_without_acquire) \
   fault(no_fence_before_store) \
   fault(unordered_sum) \
   fault(sum_without_its_turn) \

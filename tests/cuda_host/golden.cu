@@ -176,7 +176,8 @@ __global__ void __launch_bounds__(32) run_mbarrier(const uint32_t* in, uint32_t*
     ptx::mbarrier_init(&smem.both, 64);
     ptx::fence_mbarrier_init();
   }
-  ptx::cluster_sync();
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
   for (uint32_t phase = 0; phase < 3; ++phase) {
     smem.words[threadIdx.x] = in[(rank * 3 + phase) * 32 + threadIdx.x];
     ptx::mbarrier_arrive(&smem.local);
@@ -184,8 +185,9 @@ __global__ void __launch_bounds__(32) run_mbarrier(const uint32_t* in, uint32_t*
     out[(rank * 4 + phase) * 32 + threadIdx.x] = smem.words[31 - threadIdx.x];
     __syncthreads();
   }
-  for (uint32_t r = 0; r < 2; ++r) ptx::mbarrier_arrive_cluster(ptx::cluster_address(&smem.both, r));
-  ptx::mbarrier_wait(&smem.both, 0);
+  ptx::mbarrier_arrive_release_cluster(ptx::cluster_address(&smem.both, peer));
+  ptx::mbarrier_arrive_cluster(ptx::cluster_address(&smem.both, rank));
+  ptx::mbarrier_wait_acquire_cluster(&smem.both, 0);
   const uint32_t address = ptx::cluster_address(&smem.words[threadIdx.x], peer);
   out[(rank * 4 + 3) * 32 + threadIdx.x] = ptx::ld_cluster<uint32_t>(address);
   ptx::cluster_sync();

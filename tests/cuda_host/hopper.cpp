@@ -21,8 +21,11 @@ constexpr uint16_t kInitialised = 0x4000, kPhase = 0x8000, kCountMask = 0x0fff; 
 
 uint32_t phase_of(const Mbarrier& m) { return (m.count & kPhase) != 0 ? 1 : 0; }
 
-// The edges of the two parities; ThreadSanitizer knows an edge by its address alone.
-Edge& edge_of(Mbarrier& m, uint32_t phase) { return *reinterpret_cast<Edge*>(reinterpret_cast<char*>(&m) + phase); }
+// The edges of the two parities, to who waits and to who waits with acquire.cluster; ThreadSanitizer knows an edge by
+// its address alone.
+Edge& edge_of(Mbarrier& m, uint32_t phase, bool of_cluster = false) {
+  return *reinterpret_cast<Edge*>(reinterpret_cast<char*>(&m) + phase + (of_cluster ? 2 : 0));
+}
 
 // Everyone who uses a barrier reads it, as far as ThreadSanitizer sees: then only the init can race with them.
 Mbarrier& existing(void* barrier, const char* what, Where where) {
@@ -32,9 +35,9 @@ Mbarrier& existing(void* barrier, const char* what, Where where) {
   return m;
 }
 
-void update(Block& block, Mbarrier& m, int arrivals, int bytes, Where where) {
+void update(Block& block, Mbarrier& m, int arrivals, int bytes, Where where, bool to_cluster = false) {
   const uint32_t phase = phase_of(m);
-  edge_of(m, phase).release();
+  edge_of(m, phase, to_cluster).release();
   if (m.pending < arrivals) fail(where, "mbarrier: more arrivals than its count of %d", m.count & kCountMask);
   m.pending -= arrivals;
   m.bytes += bytes;
@@ -44,6 +47,8 @@ void update(Block& block, Mbarrier& m, int arrivals, int bytes, Where where) {
     wake_all(block, &m);
   }
 }
+
+WgmmaQueue& own_queue() { return self().block->wgmma[self().warp() / 4]; }
 
 }  // namespace
 
@@ -61,18 +66,31 @@ void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes, Where where) {
   update(*self().block, existing(barrier, "mbarrier.arrive", where), 1, static_cast<int>(expected_bytes), where);
 }
 
-void mbarrier_arrive_cluster(uint32_t address, Where where) {
+void mbarrier_arrive_cluster(uint32_t address, bool releases, Where where) {
   void* barrier = cluster_memory(address, 8, "mbarrier.arrive", where);
-  update(self().block->cluster->blocks[address >> kRankShift], existing(barrier, "mbarrier.arrive", where), 1, 0,
-         where);
+  const uint32_t rank = address >> kRankShift;
+  Cluster& cluster = *self().block->cluster;
+  if (releases || rank == cluster_rank()) {
+    update(cluster.blocks[rank], existing(barrier, "mbarrier.arrive", where), 1, 0, where, rank != cluster_rank());
+    return;
+  }
+  // Of this thread's own accesses the other block learns nothing.
+  Edge& reads = own_queue().edge;
+  const AnotherThread message(scheduler_fiber(), "arrival at another block's mbarrier");
+  cluster.inits.acquire();
+  reads.acquire();
+  update(cluster.blocks[rank], existing(barrier, "mbarrier.arrive", where), 1, 0, where);
 }
 
-void mbarrier_wait(uint64_t* barrier, uint32_t parity, Where where) {
+void fence_mbarrier_init() { self().block->cluster->inits.release(); }
+
+void mbarrier_wait(uint64_t* barrier, uint32_t parity, bool acquires_cluster, Where where) {
   check_shared(barrier, 8, 8, "mbarrier wait", where);
   Mbarrier& m = existing(barrier, "mbarrier wait", where);
   if (parity > 1) fail(where, "mbarrier wait: parity %u", parity);
   while (phase_of(m) == parity) block_on(&m, "mbarrier wait", where);
   edge_of(m, parity).acquire();
+  if (acquires_cluster) edge_of(m, parity, /*of_cluster=*/true).acquire();
 }
 
 void fence_proxy_async() { self().block->async_proxy.release(); }
@@ -169,6 +187,7 @@ CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_
                            const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
                            const cuuint32_t* element_strides, CUtensorMapInterleave interleave,
                            CUtensorMapSwizzle swizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
+  if (!has_context) return CUDA_ERROR_INVALID_CONTEXT;
   const bool is_16_bit = type == CU_TENSOR_MAP_DATA_TYPE_FLOAT16 || type == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const bool is_tf32 = type == CU_TENSOR_MAP_DATA_TYPE_TFLOAT32;
   const int element = is_16_bit ? 2 : 4;
@@ -187,7 +206,6 @@ CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_
   std::memset(static_cast<void*>(map), 0, sizeof *map);
   new (map) TensorMap{kMagic,
                       static_cast<char*>(base),
-  if (!has_context) return CUDA_ERROR_INVALID_CONTEXT;
                       static_cast<int64_t>(sizes[1]),
                       static_cast<int64_t>(sizes[0]),
                       static_cast<int64_t>(strides[0]),
@@ -346,8 +364,6 @@ bool alike(const Wgmma& x, const Wgmma& y) {
          x.shape.transposed_a == y.shape.transposed_a && x.shape.transposed_b == y.shape.transposed_b &&
          x.shape.add == y.shape.add;
 }
-
-WgmmaQueue& own_queue() { return self().block->wgmma[self().warp() / 4]; }
 
 // One warp's part: the last of the four to issue an operation starts it.
 void issue(void* const* lanes, uint32_t) {

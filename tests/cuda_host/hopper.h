@@ -30,8 +30,9 @@ void st_cluster(uint32_t address, const uint32_t (&value)[words], Where where) {
 
 void mbarrier_init(uint64_t* barrier, uint32_t count, Where where);
 void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes, Where where);
-void mbarrier_arrive_cluster(uint32_t address, Where where);
-void mbarrier_wait(uint64_t* barrier, uint32_t parity, Where where);
+void mbarrier_arrive_cluster(uint32_t address, bool releases, Where where);
+void mbarrier_wait(uint64_t* barrier, uint32_t parity, bool acquires_cluster, Where where);
+void fence_mbarrier_init();
 
 void fence_proxy_async();
 

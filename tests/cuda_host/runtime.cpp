@@ -160,14 +160,9 @@ void run_engine() {
   copy_bytes(&work, &grid.engine[i], sizeof work);
   --grid.engine_count;
   for (; i < grid.engine_count; ++i) copy_bytes(&grid.engine[i], &grid.engine[i + 1], sizeof work);
-#ifdef EMU_TSAN
-  void* scheduler = __tsan_get_current_fiber();
-  void* engine = __tsan_create_fiber(0);
   char name[128];
   std::snprintf(name, sizeof name, "asynchronous operation of %s:%d", file_name(work.where.file), work.where.line);
-  __tsan_set_fiber_name(engine, name);
-  __tsan_switch_to_fiber(engine, __tsan_switch_to_fiber_no_sync);
-#endif
+  const AnotherThread engine(grid.scheduler.tsan_fiber, name);
   try {
     work.run(work.work);
   } catch (const Error& error) {
@@ -175,10 +170,6 @@ void run_engine() {
     std::snprintf(grid.message, sizeof grid.message, "%s", error.what());
   }
   grid.end.release();
-#ifdef EMU_TSAN
-  __tsan_switch_to_fiber(scheduler, __tsan_switch_to_fiber_no_sync);
-  __tsan_destroy_fiber(engine);
-#endif
 }
 
 // Says which threads wait where, alike ones together.
@@ -283,7 +274,7 @@ void run_wave(uint64_t first, int count) {
     std::memset(static_cast<void*>(&block), 0, sizeof block);
     block.index = block_index(first + b / cluster_size, b % cluster_size);
     block.cluster = &slots().clusters[b / cluster_size];
-    if (b % cluster_size == 0) *block.cluster = Cluster{&block, cluster_size, {}};
+    if (b % cluster_size == 0) *block.cluster = Cluster{&block, cluster_size, {}, {}};
     block.threads = &slots().threads[static_cast<size_t>(b) * block_size];
     block.size = block.live = block_size;
     block.smem = smem + kSmemMargin;
@@ -403,6 +394,8 @@ void make_ready(Thread& thread) {
   grid.ready[grid.ready_count++] = &thread;
 }
 
+void* scheduler_fiber() { return grid.scheduler.tsan_fiber; }
+
 void yield() {
   Thread& me = self();
   make_ready(me);
@@ -481,13 +474,13 @@ uint32_t shared_address(const void* p, Where where) {
 // ---- barriers -------------------------------------------------------------------------------------------------------
 
 // Returns the phase that this arrival belongs to; when the barrier's phase has moved on, it was the last one.
-static uint32_t arrive(Barrier& barrier, int expected, const char* what, Where where) {
+static uint32_t arrive(Barrier& barrier, int expected, const char* what, Where where, bool releases = true) {
   if (barrier.arrived > 0 && barrier.expected != expected) {
     fail(where, "%s: for %d threads here and %d at %s:%d", what, expected, barrier.expected,
          file_name(barrier.where.file), barrier.where.line);
   }
   const uint32_t phase = barrier.phase;
-  barrier.edges[phase & 1].release();
+  if (releases) barrier.edges[phase & 1].release();
   barrier.expected = expected;
   barrier.what = what;
   barrier.where = where;
@@ -544,16 +537,19 @@ int barrier_count(bool predicate, const char* what, Where where) {
 
 // ---- clusters -------------------------------------------------------------------------------------------------------
 
-void cluster_arrive(Where where) {
+static void cluster_arrive(bool releases, Where where) {
   Thread& me = self();
   Cluster& cluster = *me.block->cluster;
   if (me.cluster_arrived) fail(where, "barrier.cluster.arrive twice without a wait");
   me.cluster_arrived = true;
-  me.cluster_phase = arrive(cluster.barrier, cluster.size * me.block->size, "barrier.cluster", where);
+  me.cluster_phase = arrive(cluster.barrier, cluster.size * me.block->size, "barrier.cluster", where, releases);
   if (cluster.barrier.phase != me.cluster_phase) {
     for (int b = 0; b < cluster.size; ++b) wake_all(cluster.blocks[b], &cluster.barrier);
   }
 }
+
+void cluster_arrive(Where where) { cluster_arrive(/*releases=*/true, where); }
+void cluster_arrive_relaxed(Where where) { cluster_arrive(/*releases=*/false, where); }
 
 void cluster_wait(Where where) {
   Thread& me = self();
@@ -562,6 +558,7 @@ void cluster_wait(Where where) {
   me.cluster_arrived = false;
   if (barrier.phase == me.cluster_phase) block_on(&barrier, "barrier.cluster.wait", where);
   barrier.edges[me.cluster_phase & 1].acquire();
+  me.block->cluster->inits.acquire();
 }
 
 uint32_t cluster_rank() { return static_cast<uint32_t>(self().block - self().block->cluster->blocks); }

@@ -103,6 +103,7 @@ uint32_t ballot(bool predicate, uint32_t mask, const char* what, Where where);
 int lane_index();
 
 void cluster_arrive(Where where);
+void cluster_arrive_relaxed(Where where);
 void cluster_wait(Where where);
 uint32_t cluster_rank();
 uint32_t cluster_size();

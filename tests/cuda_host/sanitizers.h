@@ -36,6 +36,32 @@ class Edge {
   char anchor_ = 0;
 };
 
+// As long as it lives, what happens is another thread's doing. It comes after what the scheduler, whose fiber must be
+// given, knows of; a fiber made by a CUDA thread would come after all that this thread has done.
+class AnotherThread {
+ public:
+#ifdef EMU_TSAN
+  AnotherThread(void* scheduler, const char* name) : caller_(__tsan_get_current_fiber()) {
+    __tsan_switch_to_fiber(scheduler, __tsan_switch_to_fiber_no_sync);
+    fiber_ = __tsan_create_fiber(0);
+    __tsan_set_fiber_name(fiber_, name);
+    __tsan_switch_to_fiber(fiber_, __tsan_switch_to_fiber_no_sync);
+  }
+  ~AnotherThread() {
+    __tsan_switch_to_fiber(caller_, __tsan_switch_to_fiber_no_sync);
+    __tsan_destroy_fiber(fiber_);
+  }
+#else
+  AnotherThread(void*, const char*) {}
+#endif
+  AnotherThread(const AnotherThread&) = delete;
+
+#ifdef EMU_TSAN
+ private:
+  void *caller_, *fiber_;
+#endif
+};
+
 inline void forbid_access([[maybe_unused]] const void* p, [[maybe_unused]] size_t bytes) {
 #ifdef EMU_ASAN
   __asan_poison_memory_region(p, bytes);

@@ -77,6 +77,7 @@ struct Cluster {
   Block* blocks;
   int size;
   Barrier barrier;
+  Edge inits;  // from fence_mbarrier_init, through any barrier of the cluster
 };
 
 struct Thread : ThreadView {
@@ -111,6 +112,7 @@ struct Thread : ThreadView {
 Thread& self();
 uint32_t random_bits();
 
+void* scheduler_fiber();  // ThreadSanitizer's
 void make_ready(Thread& thread);
 void yield();
 void block_on(const void* object, const char* what, Where where);

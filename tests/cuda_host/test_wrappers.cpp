@@ -448,7 +448,11 @@ __global__ void read_next_block(uint32_t* ranks, T* out) {
   uint32_t words[sizeof(T) / 4];
   for (uint32_t i = 0; i < sizeof(T) / 4; ++i) words[i] = blockIdx.x * 1000 + threadIdx.x * 4 + i;
   std::memcpy(&s.v[threadIdx.x], words, sizeof(T));
-  ptx::cluster_arrive();
+  if (RNN_EXT_PLANTED(relaxed_arrival)) {
+    ptx::cluster_arrive_relaxed();
+  } else {
+    ptx::cluster_arrive();
+  }
   if (!RNN_EXT_PLANTED(no_cluster_wait)) ptx::cluster_wait();
   const uint32_t address = ptx::cluster_address(&s.v[63 - threadIdx.x], (rank + 1) % size);
   out[blockIdx.x * 64 + threadIdx.x] = ptx::ld_cluster<T>(address);
@@ -601,10 +605,22 @@ __global__ void arrive_at_all_blocks(int* out) {
     ptx::mbarrier_init(&s.ready, 32 * size);
     ptx::fence_mbarrier_init();
   }
-  ptx::cluster_sync();
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
   s.data[threadIdx.x] = static_cast<int>(rank * 100 + threadIdx.x);
-  for (uint32_t r = 0; r < size; ++r) ptx::mbarrier_arrive_cluster(ptx::cluster_address(&s.ready, r));
-  ptx::mbarrier_wait(&s.ready, 0);
+  for (uint32_t r = 0; r < size; ++r) {
+    const uint32_t ready = ptx::cluster_address(&s.ready, r);
+    if (RNN_EXT_PLANTED(arrival_without_release)) {
+      ptx::mbarrier_arrive_cluster(ready);
+    } else {
+      ptx::mbarrier_arrive_release_cluster(ready);
+    }
+  }
+  if (RNN_EXT_PLANTED(wait_without_acquire)) {
+    ptx::mbarrier_wait(&s.ready, 0);
+  } else {
+    ptx::mbarrier_wait_acquire_cluster(&s.ready, 0);
+  }
   out[rank * 32 + threadIdx.x] = ptx::ld_cluster<int>(ptx::cluster_address(&s.data[threadIdx.x], (rank + 1) % size));
   ptx::cluster_sync();
 }
