@@ -574,9 +574,13 @@ def differences(host: dict[str, list[str]], device: dict[str, list[str]]) -> lis
 
 @pytest.fixture(scope="module")
 def host_lines() -> dict[str, list[str]]:
-    done = build.run(build.build_program("golden", build.PLAIN, [build.HERE / "golden.cu"]), build.PLAIN)
+    program = build.build_program("golden", build.PLAIN, [build.HERE / "golden.cu"])
+    names = build.run(program, build.PLAIN).stdout.split()
+    done = build.run(program, build.PLAIN, *names)
     assert done.returncode == 0, done.stdout
-    return golden_lines(done.stdout)
+    lines = golden_lines(done.stdout)
+    assert list(lines) == names
+    return lines
 
 
 @needs_host
@@ -606,15 +610,46 @@ def test_every_wrapper_is_among_the_golden_vectors() -> None:
         assert missing in ([], ["wgmma_descriptor"]), header  # the part that two wrappers share
 
 
+def golden_sh(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", build.HERE / "golden.sh", *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+
+
 @needs_nvcc
 def test_golden_vectors_of_the_gpu_at_hand(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     file = tmp_path / "golden.txt"
-    has_gpu = torch.cuda.is_available()
-    command = ["bash", str(build.HERE / "golden.sh"), str(file), *([] if has_gpu else ["sm_90a"])]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if has_gpu:
+    if torch.cuda.is_available():
+        done = golden_sh(file)
         assert done.returncode == 0, done.stderr
         assert not differences(request.getfixturevalue("host_lines"), golden_lines(file.read_text()))
     else:  # it compiles and starts, finds no device, and leaves no file that looks like a result
+        done = golden_sh(file, "sm_90a")
         assert done.returncode != 0 and re.search("^device: .*CUDA", done.stderr, re.MULTILINE), done.stderr
         assert not file.exists()
+
+
+def test_a_wrapper_that_fails_or_hangs_costs_no_other_its_golden_vector(tmp_path: Path) -> None:
+    nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    program = """#!/bin/sh
+case "$1" in
+  "") echo breaks; echo hangs; echo works; echo works_too ;;
+  breaks) echo "breaks: unspecified launch failure" >&2; exit 1 ;;
+  hangs) sleep 60 ;;
+  *) echo "$1 exact 00000001" ;;
+esac
+"""
+    # The last argument is where the program goes.
+    nvcc.write_text(f"#!/bin/sh\nfor last; do :; done\ncat >$last <<'END'\n{program}END\nchmod +x $last\n")
+    nvcc.chmod(0o755)
+    file = tmp_path / "golden.txt"
+    done = golden_sh(file, "sm_90a", CUDA_HOME=str(tmp_path / "toolkit"))
+    assert done.returncode == 1, done.stderr
+    word = ["exact", "00000001"]
+    assert golden_lines(file.read_text()) == {"works": word, "works_too": word}
+    comments = "\n".join(line for line in file.read_text().splitlines() if line.startswith("# FAILED"))
+    assert re.fullmatch(
+        "# FAILED breaks, status 1: breaks: unspecified launch failure \n"
+        "# FAILED hangs, status 137: .*killed after 5 s ",
+        comments,
+    )

@@ -1,11 +1,16 @@
-// Runs every PTX wrapper once on fixed inputs and writes what comes out, one line a wrapper. On a GPU the file becomes
+// Runs PTX wrappers on fixed inputs and writes what comes out, one line a wrapper. On a GPU the file becomes
 // tests/cuda_host/golden/<gpu>.txt, with which the tests compare the same program on the host runtime: that is how the
 // wrappers' host bodies are known to mean what their PTX does. golden.sh compiles and runs it.
 //
+// The arguments are the wrappers to run; without any it lists those that the device has. A wrapper that fails may hang,
+// or break all that its process does after it: on a GPU each gets a process of its own.
+//
 // A line is: name, how to compare it (exact, or as floats with that relative error), and the words in hexadecimal.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "ptx.cuh"
@@ -321,50 +326,67 @@ __global__ void __launch_bounds__(128)
 
 // ---- the program ----------------------------------------------------------------------------------------------------
 
-struct Buffer {
-  explicit Buffer(size_t words) {
-#ifdef RNN_EXT_CUDA_HOST
-    storage.resize(words + 4);  // 16-byte aligned, as the copies need it
-    data = storage.data();
-#else
-    if (cudaMallocManaged(&data, words * sizeof(uint32_t)) != cudaSuccess) std::exit(1);
-#endif
-    for (size_t i = 0; i < words; ++i) data[i] = 0;
-  }
-  std::vector<uint32_t> storage;
-  uint32_t* data = nullptr;
-};
-
-int failures = 0;
+std::vector<std::string> wanted;  // from the command line; empty: the names are asked for
+size_t recorded = 0;
 
 void check(const char* name, cudaError_t error) {
   if (error == cudaSuccess) return;
   std::fprintf(stderr, "%s: %s\n", name, cudaGetErrorString(error));
-  ++failures;
+  std::exit(1);
 }
 
-// What `launch(in, out)` leaves in `words` words.
-template <typename Launch>
-void record(const char* name, const char* compare, size_t words, const Launch& launch) {
-  static Buffer in(kInputs);
-  uint32_t state = 1;
-  for (int i = 0; i < kInputs; ++i) in.data[i] = state = state * 1664525u + 1013904223u;
-  Buffer out(words);
-  check(name, launch(in.data, out.data));
+// Words on the host, and their place on the device: an allocation of its own, which managed memory would not be.
+struct Buffer {
+  explicit Buffer(size_t count) : words(count), data(words.data()) {
 #ifndef RNN_EXT_CUDA_HOST
-  check(name, cudaDeviceSynchronize());
+    check("cudaMalloc", cudaMalloc(&data, count * sizeof(uint32_t)));
 #endif
+    to_device();
+  }
+  void to_device() const {
+#ifndef RNN_EXT_CUDA_HOST
+    check("to the device", cudaMemcpy(data, words.data(), words.size() * sizeof(uint32_t), cudaMemcpyHostToDevice));
+#endif
+  }
+  // Waits for the kernel, whose errors come out here.
+  void from_device(const char* name) {
+#ifdef RNN_EXT_CUDA_HOST
+    static_cast<void>(name);
+#else
+    check(name, cudaMemcpy(words.data(), data, words.size() * sizeof(uint32_t), cudaMemcpyDeviceToHost));
+#endif
+  }
+
+  std::vector<uint32_t> words;
+  uint32_t* data;
+};
+
+// What `launch(in, out)` leaves in `count` words: `in.words` are on the device too. Nothing, if it is not wanted.
+template <typename Launch>
+void record(const char* name, const char* compare, size_t count, const Launch& launch) {
+  if (wanted.empty()) std::printf("%s\n", name);
+  if (std::find(wanted.begin(), wanted.end(), name) == wanted.end()) return;
+  Buffer in(kInputs), out(count);
+  uint32_t state = 1;
+  for (uint32_t& word : in.words) word = state = state * 1664525u + 1013904223u;
+  in.to_device();
+  check(name, launch(in, out.data));
+  out.from_device(name);
   std::printf("%s %s", name, compare);
-  for (size_t i = 0; i < words; ++i) std::printf(" %08x", out.data[i]);
+  for (const uint32_t word : out.words) std::printf(" %08x", word);
   std::printf("\n");
+  std::fflush(stdout);
+  ++recorded;
 }
 
 using Kernel = void (*)(const uint32_t*, uint32_t*);
 
 void record(const char* name, const char* compare, Kernel kernel, unsigned threads, size_t words,
             unsigned cluster = 1) {
-  record(name, compare, words, [&](const uint32_t* in, uint32_t* out) {
-    return RNN_EXT_LAUNCH_CLUSTER(kernel, dim3(cluster), dim3(threads), dim3(cluster), sizeof(Smem), nullptr, in, out);
+  record(name, compare, words, [&](const Buffer& in, uint32_t* out) {
+    const uint32_t* const data = in.data;
+    return RNN_EXT_LAUNCH_CLUSTER(kernel, dim3(cluster), dim3(threads), dim3(cluster), sizeof(Smem), nullptr, data,
+                                  out);
   });
 }
 
@@ -376,31 +398,32 @@ CUtensorMap tensor_map(const char*, const uint32_t* data, int rows, int columns,
 }
 
 void record_tma() {
-  record("tma_load", "exact", 16 * 32, [](const uint32_t* in, uint32_t* out) {
+  record("tma_load", "exact", 16 * 32, [](const Buffer& in, uint32_t* out) {
     return RNN_EXT_LAUNCH(run_tma_load, dim3(1), dim3(32), sizeof(Smem), nullptr,
-                          tensor_map("tma_load", in, 20, 33, 36, 16), out);
+                          tensor_map("tma_load", in.data, 20, 33, 36, 16), out);
   });
-  record("tma_load_tf32", "exact", 16 * 32, [](const uint32_t* in, uint32_t* out) {
+  record("tma_load_tf32", "exact", 16 * 32, [](const Buffer& in, uint32_t* out) {
     // Whatever bits these are but infinities and NaN; in every eighth the low ones make a tie.
     static Buffer floats(20 * 36);
     for (int i = 0; i < 20 * 36; ++i) {
-      const uint32_t tie = i % 8 == 0 ? (in[i] & ~0x1fffu) | 0x1000u : in[i];
-      floats.data[i] = (tie & 0x7f800000u) == 0x7f800000u ? tie ^ 0x40000000u : tie;
+      const uint32_t word = in.words[i], tie = i % 8 == 0 ? (word & ~0x1fffu) | 0x1000u : word;
+      floats.words[i] = (tie & 0x7f800000u) == 0x7f800000u ? tie ^ 0x40000000u : tie;
     }
+    floats.to_device();
     return RNN_EXT_LAUNCH(run_tma_load, dim3(1), dim3(32), sizeof(Smem), nullptr,
                           tensor_map("tma_load_tf32", floats.data, 20, 33, 36, 16, CU_TENSOR_MAP_DATA_TYPE_TFLOAT32),
                           out);
   });
-  record("tma_store", "exact", 12 * 28, [](const uint32_t* in, uint32_t* out) {
+  record("tma_store", "exact", 12 * 28, [](const Buffer& in, uint32_t* out) {
     return RNN_EXT_LAUNCH(run_tma_store, dim3(1), dim3(32), sizeof(Smem), nullptr,
-                          tensor_map("tma_store", out, 12, 24, 28, 16), in);
+                          tensor_map("tma_store", out, 12, 24, 28, 16), in.data);
   });
 }
 
 void record_tma_multicast() {
-  record("tma_load_multicast", "exact", 2 * 16 * 32, [](const uint32_t* in, uint32_t* out) {
+  record("tma_load_multicast", "exact", 2 * 16 * 32, [](const Buffer& in, uint32_t* out) {
     return RNN_EXT_LAUNCH_CLUSTER(run_tma_load_multicast, dim3(2), dim3(32), dim3(2), sizeof(Smem), nullptr,
-                                  tensor_map("tma_load_multicast", in, 20, 33, 36, 8), out);
+                                  tensor_map("tma_load_multicast", in.data, 20, 33, 36, 8), out);
   });
 }
 
@@ -408,14 +431,15 @@ void record_tma_multicast() {
 template <typename T, int N, bool kTransposedA = false, bool kTransposedB = false, bool kExact = true>
 void record_wgmma(const char* name, const char* compare) {
   constexpr int kK = kTileRowBytes / sizeof(T);
-  record(name, compare, 128 * 5, [&](const uint32_t* in, uint32_t* out) {
+  record(name, compare, 128 * 5, [&](const Buffer& in, uint32_t* out) {
     static Buffer a(64 * kTileRowBytes / 4), b(N * kTileRowBytes / 4);
     const auto fill = [&](Buffer& buffer, int elements, int seed) {
       for (int i = 0; i < elements; ++i) {
-        const uint32_t v = in[(i * 7 + seed) % kInputs];
-        reinterpret_cast<T*>(buffer.data)[i] =
+        const uint32_t v = in.words[(i * 7 + seed) % kInputs];
+        reinterpret_cast<T*>(buffer.words.data())[i] =
             T(kExact ? static_cast<float>(static_cast<int>(v >> 8) % 17 - 8) : static_cast<float>(v) * 0x1p-30f);
       }
+      buffer.to_device();
       return reinterpret_cast<const T*>(buffer.data);
     };
     CUtensorMap map_a = {}, map_b = {};
@@ -448,8 +472,12 @@ void record_all_wgmma() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
+  wanted.assign(argv + 1, argv + argc);
   int major = 0;
+#ifndef RNN_EXT_CUDA_HOST
+  check("device", cudaFree(nullptr));  // makes the context
+#endif
   check("device", cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
   record("ldmatrix", "exact", run_ldmatrix<false>, 32, 32 * 6);
   record("ldmatrix_trans", "exact", run_ldmatrix<true>, 32, 32 * 6);
@@ -480,5 +508,7 @@ int main() {
     record_tma_multicast();
     record_all_wgmma();
   }
-  return failures == 0 ? 0 : 1;
+  if (recorded == wanted.size()) return 0;
+  std::fprintf(stderr, "this device has no such wrapper\n");
+  return 1;
 }
