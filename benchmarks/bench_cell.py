@@ -15,24 +15,25 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import plots
 import results
 import torch
 from device import default_device, floor_us, gpu_state, peak_tflop_s, probe
 from peers import PASSES, PEERS, TOLERANCE, Case, Peer, Step, error_of, forget_compiled, make_tensors
-from rich.console import Console
-from rich.table import Table
 from timing import device_sampler, host_sampler, keep_freed_memory, kernels_per_call, quartiles, sample_in_turns
 from torch import Tensor
-from tqdm import tqdm
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 SHAPES = {  # (B, I, H)
     "cpu": [
@@ -128,8 +129,8 @@ def measure_case(
                 notes[name] = f"wrong result: error {errors[name]:.1e}"
                 errors[name] = errors[name] if errors[name] < float("inf") else None  # JSON has no infinity
                 continue
-            if device.type == "cuda" and not args.check_only:
-                kernels[name] = kernels_per_call(step.run)
+            if device.type == "cuda" and PEERS[name].compiles and not args.check_only:  # the others': count_kernels
+                (kernels[name],) = kernels_per_call([lambda run=step.run: run])
             steps[name] = step
         except Exception as error:  # a peer that cannot take the case stands in the results with its reason
             notes[name] = brief(error)
@@ -195,19 +196,55 @@ def rates(case: Case, median_us: float | None, facts: dict[str, Any]) -> dict[st
     return {"gflop_s": gflop_s, "peak_share": gflop_s / (peak_tflop_s(case.dtype, facts) * 1e3)}
 
 
-def progress(items: Iterable[T], unit: str) -> tqdm[T]:
-    """A bar on a terminal; a line every ten seconds in a log."""
-    return tqdm(items, unit=unit, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 10)
+def count_kernels(rows: list[dict[str, Any]], device: torch.device) -> None:
+    """Fills in what was launched a call, in one session of the profiler a peer and pass."""
+    fields = ("B", "I", "H", "dtype", "nonlinearity", "pass")
+    measured = [row for row in rows if row["median_us"] is not None and not PEERS[row["peer"]].compiles]
+    for peer, pass_name in dict.fromkeys((row["peer"], row["pass"]) for row in measured):
+        chosen = results.select(measured, peer=peer, pass_=pass_name)
+        cases = list(dict.fromkeys(Case(*(row[name] for name in fields)) for row in chosen))
+
+        def run_of(case: Case, build: Callable[..., Step] = PEERS[peer].build) -> Callable[[], object]:
+            return build(case, make_tensors(case, device)).run
+
+        try:
+            with torch.set_grad_enabled(pass_name != "forward"):
+                counts = dict(zip(cases, kernels_per_call([partial(run_of, case) for case in cases]), strict=True))
+        except Exception as error:  # the profiler's own; the times stand without the counts
+            print(f"kernels of {peer}, {pass_name}, were not counted: {brief(error)}")
+            continue
+        for row in chosen:
+            row["kernels"] = counts[Case(*(row[name] for name in fields))]
+
+
+def progress(cases: list[Case]) -> Iterator[Case]:
+    """The cases, with a bar on a terminal, a line every ten seconds in a log."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        tqdm = None
+    bar = tqdm and tqdm(cases, unit="case", dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 10)
+    for case in bar or cases:
+        if bar:
+            bar.set_postfix_str(str(case), refresh=False)
+        yield case
+
+
+def save(document: dict[str, Any], args: argparse.Namespace) -> None:
+    """Writes bench.json, whole or not at all: a kernel that hangs later must not take the results along."""
+    args.output.mkdir(parents=True, exist_ok=True)
+    unfinished = args.output / f"bench.json.{os.getpid()}"
+    results.write(document, unfinished)
+    unfinished.replace(args.output / "bench.json")
 
 
 def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
-    """Adds the rows of all cases to the document; an interrupt ends it early."""
+    """Adds the rows of all cases to the document, and saves it after each; an interrupt ends it early."""
     device = torch.device(args.device)
     choices = itertools.product(args.shapes, args.dtypes, args.nonlinearities, args.passes)
     cases = [Case(*sizes, dtype, f, pass_name) for sizes, dtype, f, pass_name in choices]
     try:
-        for case in (bar := progress(cases, "case")):
-            bar.set_postfix_str(str(case), refresh=False)
+        for case in progress(cases):
             compiling = (case.B, case.I, case.H) in args.compile_shapes
             names = [name for name in args.peers if compiling or not PEERS[name].compiles]
             with torch.set_grad_enabled(case.pass_name != "forward"):
@@ -216,13 +253,20 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
                 forget_compiled()
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # the graphs' memory
+            if not args.check_only:
+                save(document, args)
         document["complete"] = True
+        if device.type == "cuda" and not args.check_only:
+            save(document, args)
+            count_kernels(document["rows"], device)
     except KeyboardInterrupt:
         print("interrupted: this is what was measured")
 
 
 def table(rows: list[dict[str, Any]], title: str) -> Table:
     """Ours in microseconds, and how many times as long each peer takes."""
+    from rich.table import Table
+
     peers = [name for name in results.values(rows, "peer") if name != "rnn_ext"]
     result = Table(title=title, title_justify="left", caption_justify="left")
     result.caption = "times as long as rnn_ext; ~: noise (under 6 %, or quartiles on either side of 1); -: not measured"
@@ -266,6 +310,8 @@ def print_tables(rows: list[dict[str, Any]], console: Console) -> None:
 
 def console() -> Console:
     """As wide as the terminal, and wide enough for the tables where there is none."""
+    from rich.console import Console
+
     found = Console()
     return found if found.is_terminal else Console(width=170)
 
@@ -293,9 +339,11 @@ def main() -> int:
         return 1 if failed or not document["complete"] else 0
     if device.type == "cuda":
         document["gpu_state"]["after"] = gpu_state()
-    args.output.mkdir(parents=True, exist_ok=True)
-    results.write(document, args.output / "bench.json")
-    print_tables(document["rows"], console())
+    save(document, args)
+    try:
+        print_tables(document["rows"], console())
+    except ModuleNotFoundError as error:
+        print(f"no tables: {error}; benchmarks/report.py --summary prints means")
     figures = plots.draw_all(document, args.output)
     print("written:", *(str(path) for path in (args.output / "bench.json", *figures)))
     wrong = [row for row in document["rows"] if row["note"].startswith("wrong") and row["peer"] == "rnn_ext"]

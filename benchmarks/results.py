@@ -67,7 +67,7 @@ ROW: dict[str, tuple[tuple[type, ...], str]] = {
     "speedup_q25": (number + optional, "lower quartile"),
     "speedup_q75": (number + optional, "upper quartile"),
     "rounds": (whole, "samples taken"),
-    "kernels": (number + optional, "kernels launched a call, counted by the profiler; null on a CPU"),
+    "kernels": (number + optional, "kernels launched a call, counted by the profiler; null on a CPU or not counted"),
     "floor_us": (number, "what the device's ceilings and PyTorch's own costs allow, see device.floor_us"),
     "floor_ratio": (number + optional, "median_us / floor_us"),
     "gflop_s": (number + optional, "FLOP of the GEMMs / median_us, in 10⁹ a second"),

@@ -125,21 +125,48 @@ def quartiles(values: Iterable[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def kernels_per_call(run: Run, calls: int = 4) -> float:
-    """Kernels launched by a call, as the profiler counts them (copies and memory sets are none)."""
-    from torch.profiler import ProfilerActivity, profile
+def kernels_in(events: Iterable[Any], gap: float) -> dict[str, int]:
+    """How many kernels of a profiler's trace started in each range marked by the host, give or take half the gap."""
+    cuda = torch.autograd.DeviceType.CUDA
+    ranges, starts = {}, []
+    for event in events:
+        if event.is_user_annotation:  # also ranges that Inductor marks, and the device's copy of each
+            if event.device_type != cuda:
+                ranges[event.name] = event.time_range
+        elif event.device_type == cuda and not event.name.startswith(("Memcpy", "Memset")):
+            starts.append(event.time_range.start)
+    margin = gap / 2 * 1e6  # the events' times are in microseconds
+    return {
+        name: sum(time.start - margin <= start <= time.end + margin for start in starts)
+        for name, time in ranges.items()
+    }
 
-    run()
-    synchronize()
+
+def kernels_per_call(cases: Iterable[Callable[[], Run]], calls: int = 4) -> list[float | None]:
+    """Kernels launched by a call of each case's run, as one session of the profiler counts them; None if it failed.
+
+    Copies and memory sets are no kernels. A case makes its run when its turn comes, so that one at a time has memory.
+    To start and stop the profiler takes longer than most cases, and what its trace has of a case is told by the time.
+    """
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    gap = 2e-3  # seconds without a kernel on either side of a case: more than the two clocks can be apart
+    names: list[str | None] = []
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        for _ in range(calls):
-            run()
-        synchronize()
-    kernels = [
-        event
-        for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
-        and not event.is_user_annotation  # ranges that Inductor marks
-        and not event.name.startswith(("Memcpy", "Memset"))
-    ]
-    return len(kernels) / calls
+        for case in cases:
+            try:
+                run = case()
+                run()
+                synchronize()
+                time.sleep(gap)
+                names.append(f"case {len(names)}")
+                with record_function(names[-1]):
+                    for _ in range(calls):
+                        run()
+                    synchronize()
+                time.sleep(gap)
+            except Exception:  # it stands in the results with the reason that its measurement gave
+                names.append(None)
+            run = None
+    counts = kernels_in(profiler.events(), gap)
+    return [None if name is None else counts.get(name, 0) / calls for name in names]
