@@ -3,11 +3,11 @@
 import importlib
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -112,7 +112,10 @@ def test_rows_of_a_gpu(quick, modules, monkeypatch):
     make_tensors, cpu = peers.make_tensors, torch.device("cpu")
     monkeypatch.setattr(bench_cell, "make_tensors", lambda case, _, seed=0: make_tensors(case, cpu, seed))
     monkeypatch.setattr(bench_cell, "FLUSH_BYTES", 2**20)
-    monkeypatch.setattr(bench_cell, "kernels_per_call", lambda run: 1.0)
+    monkeypatch.setattr(
+        bench_cell, "kernels_per_call", lambda cases: sessions.append([case() for case in cases]) or [1.0] * len(cases)
+    )
+    sessions = []
     monkeypatch.setattr(timing, "capture", lambda runs: (Graph(runs), [run() for run in runs][-1]))
     seen = []
 
@@ -133,12 +136,67 @@ def test_rows_of_a_gpu(quick, modules, monkeypatch):
         case = peers.Case(2, 3, 4, "float32", "tanh", pass_name)
         with torch.set_grad_enabled(pass_name != "forward"):
             document["rows"] += bench_cell.measure_case(case, names, Cuda(), document["facts"], args)
+    with monkeypatch.context() as broken:
+        broken.setattr(bench_cell, "kernels_per_call", lambda cases: 1 / 0)
+        bench_cell.count_kernels(document["rows"], Cuda())
+    assert all(row["kernels"] is None and row["median_us"] > 0 for row in document["rows"])
+    bench_cell.count_kernels(document["rows"], Cuda())
     results.validate(document)
+    assert len(sessions) == len(names) * len(peers.PASSES), "one session a peer and pass"
     count = {clock: len(results.select(document["rows"], clock=clock)) for clock in results.CLOCKS}
     assert count == {"host": 3 * 6, "warm": 2 * 4, "cold": 2 * 4}
     assert all(row["note"] == "" and row["kernels"] == 1 for row in document["rows"])
     for runs, different, cold in seen:  # a warm graph repeats one call, a cold one has operands for each
         assert different == (runs if cold else 1)
+
+
+def test_kernels_are_counted_by_case(modules):
+    from torch.autograd import DeviceType
+
+    timing = modules("timing")
+
+    def event(name, start, end, cuda=True, marked=False):
+        time_range = SimpleNamespace(start=start, end=end)
+        device_type = DeviceType.CUDA if cuda else DeviceType.CPU
+        return SimpleNamespace(name=name, time_range=time_range, device_type=device_type, is_user_annotation=marked)
+
+    events = [
+        event("case 0", 10_000, 10_100, cuda=False, marked=True),
+        event("case 0", 10_020, 10_090, marked=True),  # the device's copy of the range
+        event("launch", 10_000, 10_010, cuda=False),
+        event("kernel", 9_990, 10_030),  # by a clock that is a little late
+        event("kernel", 10_040, 10_120),
+        event("Memset (Device)", 10_050, 10_060),
+        event("case 1", 15_000, 15_100, cuda=False, marked=True),
+        event("kernel", 15_050, 15_060),
+        event("warming up", 13_000, 13_100),
+    ]
+    assert timing.kernels_in(events, gap=2e-3) == {"case 0": 2, "case 1": 1}
+
+
+def test_a_case_that_fails_does_not_keep_others_from_being_counted(modules, monkeypatch):
+    timing = modules("timing")
+    seen = []
+
+    def kernels_in(events, gap):
+        seen.extend(event.name for event in events if event.is_user_annotation)
+        return dict.fromkeys(seen, 8)
+
+    monkeypatch.setattr(timing, "kernels_in", kernels_in)
+    runs = [lambda: lambda: None, lambda: 1 / 0, lambda: lambda: 1 / 0, lambda: lambda: None]
+    assert timing.kernels_per_call(runs, calls=4) == [2, None, None, 2]
+    assert len(seen) == 2
+
+
+def test_bench_cell_without_rich_and_tqdm(tmp_path, monkeypatch):
+    for name in ("rich", "tqdm"):
+        (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = "--device cpu --shapes 2,3,4 --dtypes float32 --peers rnn_cell --rounds 1 --sample-ms 0.1"
+    result = run(sys.executable, BENCHMARKS / "bench_cell.py", *options.split(), "--output", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "no tables: no rich" in result.stdout
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"bench.json", *FIGURES}
 
 
 @pytest.mark.cuda
@@ -163,6 +221,7 @@ def test_an_interrupt_keeps_what_was_measured(modules, monkeypatch, tmp_path):
     def interrupted(case, *rest):
         cases.append(case)
         if len(cases) > 1:
+            assert len(results.read(tmp_path / "bench.json")["rows"]) == 2, "each case is saved when it ends"
             raise KeyboardInterrupt
         return measure(case, *rest)
 
@@ -232,31 +291,3 @@ def test_compare_kernels_names_kernels_that_can_be_forced(monkeypatch):
             monkeypatch.setenv(variable, kernel)
             explained = explain("64 1024 1024 bfloat16".split())
             assert f"{direction} is forced to run: {kernel.split(':')[0]} " in explained
-
-
-def test_gpu_check_dry_run(tmp_path, modules):
-    result = run("bash", BENCHMARKS / "gpu_check.sh", "--dry-run", tmp_path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert {path.name for path in tmp_path.iterdir()} == {"log.txt", "summary.txt"}
-    for part in ("build", "cuda tests", "other tests", "memcheck", "racecheck", "kernels", "ncu", "benchmarks"):
-        assert f"\n{part} " in result.stdout
-    bench_cell = modules("bench_cell")
-    commands = [shlex.split(line) for line in result.stdout.splitlines() if "bench_cell.py" in line]
-    assert len(commands) == 5
-    for command in commands:  # options that bench_cell.py doesn't know would exit here
-        bench_cell.parse_arguments(command[command.index("benchmarks/bench_cell.py") + 1 :])
-
-
-def test_gpu_check_goes_on_after_a_part_that_fails(tmp_path):
-    """With a python that fails, every part fails, and the summary says so of each."""
-    failing = tmp_path / "python"
-    failing.write_text("#!/bin/sh\nexit 3\n")
-    failing.chmod(0o755)
-    # The tools that a part may start come from an empty folder; the shell's own stay.
-    env = {**os.environ, "PYTHON": str(failing)}
-    command = ["bash", str(BENCHMARKS / "gpu_check.sh"), str(tmp_path / "out")]
-    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    parts = [line for line in result.stdout.splitlines() if "(status" in line]
-    assert len(parts) >= 10
-    assert sum("FAILED" in line and "(status 3)" in line for line in parts) >= 6
-    assert (tmp_path / "out" / "summary.txt").read_text() == result.stdout
