@@ -197,7 +197,7 @@ def test_the_flop_counter_finds_the_cell_among_a_models_modules(device):
 
 
 def run_in_a_new_process(program: str) -> None:
-    environment = os.environ | {"PYTHONPATH": str(Path(rnn_ext.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(rnn_ext.__file__).parents[1]), *sys.path])}
     command = [sys.executable, "-c", textwrap.dedent(program)]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
