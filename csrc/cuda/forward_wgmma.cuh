@@ -172,11 +172,15 @@ __device__ __forceinline__ void multiply_split(WgmmaSmem<Shape>& smem, RingPosit
   float of_stage[N / 2];
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) sums[i] = 0.f;
+  // Of a stage's low parts. It alternates from tile to tile, too: others may still multiply the last ones of the tile
+  // before.
+  static_assert(Shape::kStages % Shape::kLowStages == 0);
+  const auto low = [&](int k) { return (RNN_EXT_PLANTED(low_parts_by_tile) ? k : at.stage) % Shape::kLowStages; };
   // Splits the stage that comes next, for all consumers to see once they have passed a barrier.
   const auto split_next = [&](int k) {
     ptx::mbarrier_wait(&smem.full[at.stage], at.parity);
-    split<Shape, Shape::BM * Shape::BK>(smem.a[at.stage], smem.a_low[k % 2]);
-    split<Shape, Shape::BN * Shape::BK>(smem.b[at.stage], smem.b_low[k % 2]);
+    split<Shape, Shape::BM * Shape::BK>(smem.a[at.stage], smem.a_low[low(k)]);
+    split<Shape, Shape::BN * Shape::BK>(smem.b[at.stage], smem.b_low[low(k)]);
     if (!RNN_EXT_PLANTED(split_no_proxy_fence)) ptx::fence_proxy_async();
   };
   const auto barrier = [] {
@@ -184,8 +188,8 @@ __device__ __forceinline__ void multiply_split(WgmmaSmem<Shape>& smem, RingPosit
   };
   const auto start = [&](int k) {
     const int own = warpgroup * 64 * Shape::BK;
-    const uint64_t a[2] = {ptx::wgmma_k_major(smem.a[at.stage] + own), ptx::wgmma_k_major(smem.a_low[k % 2] + own)};
-    const uint64_t b[2] = {ptx::wgmma_k_major(smem.b[at.stage]), ptx::wgmma_k_major(smem.b_low[k % 2])};
+    const uint64_t a[2] = {ptx::wgmma_k_major(smem.a[at.stage] + own), ptx::wgmma_k_major(smem.a_low[low(k)] + own)};
+    const uint64_t b[2] = {ptx::wgmma_k_major(smem.b[at.stage]), ptx::wgmma_k_major(smem.b_low[low(k)])};
     ptx::wgmma_fence();
 #pragma unroll
     for (int i = 0; i < 3 * kSteps; ++i) {  // low high, high low, high high

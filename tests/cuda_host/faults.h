@@ -76,6 +76,7 @@ namespace emu {
   fault(tf32_not_rounded) \
   fault(split_no_proxy_fence) \
   fault(split_no_barrier) \
+  fault(low_parts_by_tile) \
   fault(split_no_cross_term) \
   fault(split_long_sums) \
   fault(split_nan_left) \
