@@ -21,11 +21,16 @@ def why_not_cuda() -> str | None:
     return None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if reason := why_not_cuda():
-        for item in items:
-            if item.get_closest_marker("cuda"):
-                item.add_marker(pytest.mark.skip(reason=reason))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if why_not_cuda() and not config.option.collectonly:  # what there is can be asked anywhere
+        there = [item for item in items if not item.get_closest_marker("cuda")]
+        if len(there) < len(items):
+            config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("cuda")])
+            items[:] = there
+
+
+def pytest_report_header() -> str:
+    return f"tests marked cuda: {f'deselected, as {reason}' if (reason := why_not_cuda()) else 'run'}"
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
