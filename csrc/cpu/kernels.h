@@ -48,6 +48,13 @@ struct Kernels {
   void (*product)(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
 };
 
+// The calling thread's own memory for the blocks that a kernel works on: as the kernel before left it, aligned to 64
+// bytes, freed when the thread ends; of its pages those exist that were written to. A kernel has 32 KB of stack at most
+// (setup.py holds it to that), since a thread may have 128 KB in all. Memory from the allocator anew in each call would
+// go back to the system after it, and faulting its pages in again has been seen to cost 20 µs.
+constexpr int64_t kScratchBytes = 1 << 19;
+void* scratch_memory();
+
 struct KernelTable {
   const char* capability;
   Kernels<float> f32;

@@ -10,7 +10,7 @@
 // a small buffer, and zᵀ is a sum of outer products: elements of W broadcast against vectors of the panel. W is by far
 // the larger operand, and is read as it lies, or, when large, copied for several panels.
 //
-// Either way z exists only as a block on the stack, which goes through bias and activation to the output.
+// Either way z exists only as a block, which goes through bias and activation to the output.
 //
 // Backward: both products have their right-hand matrix contiguous along N; the same outer products, with elements of
 // dz, or of its transpose, broadcast against vectors of W or of x.
@@ -23,6 +23,13 @@ template <>
 struct VecOf<double> {
   using type = VecF64;
 };
+
+// A kernel's blocks in the thread's memory. Of one kernel at a time: they don't nest.
+template <typename Buffers>
+INLINE Buffers& scratch() {
+  static_assert(sizeof(Buffers) <= kScratchBytes);
+  return *static_cast<Buffers*>(scratch_memory());
+}
 
 constexpr int smaller_int(int a, int b) { return a < b ? a : b; }
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -66,7 +73,7 @@ void activate_run(Nonlinearity kind, const acc_t<T>* z, T* output, int64_t n) {
 // ------------------------------------------------------------------------------------------------------ outer products
 
 constexpr int kRun = 256;      // terms summed in registers before they are added to the totals
-constexpr int kBlock = 264;    // rows whose totals are on the stack
+constexpr int kBlock = 264;    // rows whose totals are kept
 constexpr int kPackRows = 24;  // packing pays from here
 constexpr int kPanels = 4;     // that are worked on together where the operands are large
 
@@ -167,7 +174,7 @@ void outer_panel(const Panel<A, M, C>& g, int64_t rows, int64_t n) {
 // ------------------------------------------------------------------------------------------------------------- forward
 
 constexpr int kPanelCols = 48;            // from which the kernel for many rows pays
-constexpr int kMaxChunk = 256;            // columns of z on the stack
+constexpr int kMaxChunk = 256;            // columns of z
 constexpr int64_t kChunkBytes = 1 << 19;  // of W and U, to stay in L2 while all rows pass
 constexpr int64_t kCopyBytes = 1 << 20;   // of W and U, beyond which blocks of them are copied
 
@@ -247,9 +254,11 @@ __attribute__((noinline)) void dot_tile(const ForwardParams<T>& p, int64_t row, 
   }
 }
 
-// MR rows of a chunk of columns: z, then the output.
+// MR rows of a chunk of columns: z, then the output. Not inlined, or each MR would have its own z on the caller's
+// stack.
 template <int MR, typename T>
-void forward_rows(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t cols, const acc_t<T>* bias) {
+__attribute__((noinline)) void forward_rows(const ForwardParams<T>& p, int64_t row, int64_t col, int64_t cols,
+                                            const acc_t<T>* bias) {
   constexpr int NR = dot_cols<MR, typename VecOf<T>::type>();
   // 64 terms a lane: a tile's rows of x stay in L1 while W passes, and a lane's rounding error stays small.
   constexpr int64_t kDotRun = 64 * VecOf<T>::type::kLanes;
@@ -365,17 +374,24 @@ void finish_transposed(const ForwardParams<T>& p, const acc_t<T>* zt, int64_t ro
   }
 }
 
+template <int NV, bool kCopies, typename T>
+struct alignas(64) ForwardBuffers {
+  static constexpr int kWidth = NV * VecOf<T>::type::kLanes;
+  static constexpr int kCopyStride = kRun + 64 / sizeof(T);
+  acc_t<T> totals[kCopies ? kPanels : 1][kBlock * kWidth];
+  acc_t<T> packed[kRun * kWidth];
+  T copy[kCopies ? kBlock * kCopyStride : 1];
+};
+
 // Rows in panels of NV vectors. kCopies: up to kPanels of them share a copy of a block of W, made with rows that don't
 // compete for the same lines of the cache, as those a power of two apart would; otherwise one panel, and W as it lies.
 template <int NV, bool kCopies, typename T>
 __attribute__((noinline)) void forward_panels(const ForwardParams<T>& p, int64_t row, int64_t rows, int64_t col_begin,
                                               int64_t col_end) {
   using S = acc_t<T>;
-  constexpr int kWidth = NV * VecOf<T>::type::kLanes;
-  constexpr int kCopyStride = kRun + 64 / sizeof(T);
-  S totals[kCopies ? kPanels : 1][kBlock * kWidth];
-  alignas(64) S packed[kRun * kWidth];
-  alignas(64) T copy[kCopies ? kBlock * kCopyStride : 1];
+  using Buffers = ForwardBuffers<NV, kCopies, T>;
+  constexpr int kWidth = Buffers::kWidth, kCopyStride = Buffers::kCopyStride;
+  auto& [totals, packed, copy] = scratch<Buffers>();
   for (int64_t col = col_begin; col < col_end; col += kBlock) {
     const int64_t cols = smaller(kBlock, col_end - col);
     bool first = true;
@@ -417,7 +433,7 @@ void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t co
   // columns to be worth it. Both by the sizes of the cell: a thread's share must not change the result.
   const int64_t rest = p.batch % kLanes, in_panels = p.batch - (rest * 5 >= kLanes * 4 ? 0 : rest);
   const int64_t panels_end = p.hidden_size >= kPanelCols ? smaller(in_panels, row_end) : row;
-  constexpr bool kCopies = sizeof(T) < 8;  // the copy of a block of doubles would take half a megabyte of stack
+  constexpr bool kCopies = sizeof(T) < 8;  // the copy of a block of doubles would take half a megabyte
   const bool copies = kCopies && terms_of(p) * p.hidden_size * static_cast<int64_t>(sizeof(T)) > kCopyBytes;
   while (row < panels_end) {
     const int64_t left = panels_end - row;
@@ -525,6 +541,13 @@ void grad_z(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t
 
 // ------------------------------------------------------------------------------------------------ backward: products
 
+template <int NV, int kMost, typename T>
+struct alignas(64) ProductBuffers {
+  static constexpr int kWidth = NV * VecOf<T>::type::kLanes;
+  acc_t<T> totals[kMost][kBlock * kWidth];
+  acc_t<T> packed[kMost][kRun * kWidth];
+};
+
 // Up to kMost neighbouring panels of a block of C, whose packed rows of M were next to each other in memory. One panel
 // of less than kPackRows rows is not packed.
 template <int NV, bool partial, int kMost, typename T>
@@ -532,10 +555,9 @@ __attribute__((noinline)) void product_panels(const Product<T>& g, int64_t row, 
                                               int64_t panels, int64_t n) {
   using Vec = typename VecOf<T>::type;
   using S = acc_t<T>;
-  constexpr int kLanes = Vec::kLanes;
-  constexpr int kWidth = NV * kLanes;
-  S totals[kMost][kBlock * kWidth];
-  alignas(64) S packed[kMost][kRun * kWidth];
+  using Buffers = ProductBuffers<NV, kMost, T>;
+  constexpr int kLanes = Vec::kLanes, kWidth = Buffers::kWidth;
+  auto& [totals, packed] = scratch<Buffers>();
   const S* a = g.a + row * g.a_row_stride;
   T* c = g.c + row * g.c_stride + col;
   for (int64_t k = 0; k == 0 || k < g.inner; k += kRun, a += kRun * g.a_col_stride) {

@@ -15,7 +15,7 @@ using c10::BFloat16;
 constexpr int kPairs = 128;          // a run: words summed in registers before they are added to the totals
 constexpr int kPairWidth = 32;       // words of a panel's row: two vectors
 constexpr int kPairTile = 12;        // rows of a tile
-constexpr int kPairBlock = 528;      // forward: columns of z whose totals are on the stack
+constexpr int kPairBlock = 528;      // forward: columns of z whose totals are kept
 constexpr int kProductRows = 96;     // backward: a block of A
 constexpr int kProductCols = 256;    // backward: panels that share a packed block of A
 constexpr int64_t kFewForPairs = 8;  // backward: packing pays from so many rows and terms
@@ -124,11 +124,15 @@ void pack_pairs_transposed(const BFloat16* x, int64_t x_stride, int64_t rows, in
   }
 }
 
+struct alignas(64) PairForwardBuffers {
+  float totals[kPairBlock * kPairWidth];
+  float packed[kPairs * kPairWidth];
+};
+
 // At most kPairWidth rows.
 void forward_pair_panel(const ForwardParams<BFloat16>& p, int64_t row, int64_t rows, int64_t col_begin,
                         int64_t col_end) {
-  float totals[kPairBlock * kPairWidth];
-  alignas(64) float packed[kPairs * kPairWidth];
+  auto& [totals, packed] = scratch<PairForwardBuffers>();
   for (int64_t col = col_begin; col < col_end; col += kPairBlock) {
     const int64_t cols = smaller(kPairBlock, col_end - col);
     bool first = true;
@@ -196,9 +200,7 @@ void round_rows(const float* a, int64_t a_stride, int64_t rows, int64_t terms, f
   }
 }
 
-// 278 KB, on the stack: the allocator would hand as much back to the system after each call, and faulting its pages in
-// again costs 20 µs.
-struct alignas(64) ProductBuffers {
+struct alignas(64) PairProductBuffers {
   float totals[kProductCols / kPairWidth][kProductRows * kPairWidth];
   float a[kProductRows * kPairs];
   float m[kProductCols / kPairWidth][kPairs * kPairWidth];
@@ -209,7 +211,7 @@ void product_by_pairs(const Product<BFloat16>& g, int64_t row_begin, int64_t row
   if (g.rows < kFewForPairs || g.inner < kFewForPairs) {
     return kernels_avx512().bf16.product(g, row_begin, row_end, col_begin, col_end);
   }
-  ProductBuffers buffers;
+  auto& buffers = scratch<PairProductBuffers>();
   const auto* a = reinterpret_cast<const BFloat16*>(buffers.a);
   const bool transposed = g.a_col_stride != 1;
   for (int64_t row = row_begin; row < row_end; row += kProductRows) {
