@@ -65,3 +65,27 @@ def test_no_kernel_overflows_a_small_stack(capability, threads):
     skip_unless_usable(capability)
     result = run(capability, "-c", SMALL_STACKS.format(threads=threads), OMP_STACKSIZE="64k")
     assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr
+
+
+TWO_CALLS = """
+import torch, rnn_ext
+for _ in range(2):
+    try:
+        rnn_ext.RNNCell(4, 5)(torch.zeros(3, 4))
+    except ValueError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("capability", ["avx51", "AVX2", "avx512 ", "0"])
+def test_an_unknown_instruction_set_is_refused_in_every_call(capability):
+    result = run(capability, "-c", TWO_CALLS)
+    wanted = f"RNN_EXT_CPU_CAPABILITY must be default, avx2, avx512, avx512_bf16 or unset, got {capability}\n"
+    assert (result.stdout, result.returncode) == (2 * wanted, 0), result.stderr
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_an_instruction_set_is_used_or_refused_never_replaced(capability):
+    result = run(capability, "-c", "import rnn_ext; print(rnn_ext._C.cpu_capability())")
+    refusal = f"ValueError: RNN_EXT_CPU_CAPABILITY={capability}, but the most that this CPU and this build have is "
+    assert result.stdout == f"{capability}\n" or (result.stdout == "" and refusal in result.stderr)

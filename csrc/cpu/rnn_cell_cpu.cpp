@@ -2,13 +2,14 @@
 // split between threads, so the fused kernels' results don't depend on how many there are.
 #include "rnn_cell_cpu.h"
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <memory>
 
 #include "kernels.h"
 #include "library.h"
@@ -37,24 +38,41 @@ bool has_avx512_bf16() {
 
 enum class Level { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
 
-Level choose_level() {
+const char* name_of(Level level) {
+  constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_bf16"};
+  return kNames[static_cast<int>(level)];
+}
+
+// The most that this CPU, and this build, can run.
+Level best_level() {
 #ifdef RNN_EXT_CPU_X86
   __builtin_cpu_init();
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const char* asked = std::getenv("RNN_EXT_CPU_CAPABILITY");
-  const auto asks = [asked](const char* name) { return asked != nullptr && std::strcmp(asked, name) == 0; };
-  if (asks("default")) return Level::kDefault;
 #ifdef RNN_EXT_CPU_AVX512_BF16
-  if (has_avx512 && has_avx512_bf16() && !asks("avx2") && !asks("avx512")) return Level::kAvx512Bf16;
+  if (has_avx512 && has_avx512_bf16()) return Level::kAvx512Bf16;
 #endif
-  if (has_avx512 && !asks("avx2")) return Level::kAvx512;
+  if (has_avx512) return Level::kAvx512;
   if (has_avx2) return Level::kAvx2;
 #endif
   return Level::kDefault;
 }
 
+Level choose_level() {
+  const Level best = best_level();
+  const char* asked = std::getenv("RNN_EXT_CPU_CAPABILITY");
+  if (asked == nullptr || *asked == '\0') return best;
+  for (const Level level : {Level::kDefault, Level::kAvx2, Level::kAvx512, Level::kAvx512Bf16}) {
+    if (std::strcmp(asked, name_of(level)) != 0) continue;
+    TORCH_CHECK_VALUE(level <= best, "RNN_EXT_CPU_CAPABILITY=", asked,
+                      ", but the most that this CPU and this build have is ", name_of(best));
+    return level;
+  }
+  TORCH_CHECK_VALUE(false, "RNN_EXT_CPU_CAPABILITY must be default, avx2, avx512, avx512_bf16 or unset, got ", asked);
+}
+
+// A setting that is refused is refused in every call: the initialisation of a static that throws is tried again.
 Level level() {
   static const Level chosen = choose_level();
   return chosen;
@@ -183,8 +201,9 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
   const int64_t dz_stride = !by_library && H % 256 == 0 ? H + 64 / sizeof(S) : H;
   constexpr int64_t kStackSize = 1024;
   S on_stack[kStackSize];
-  const std::unique_ptr<S[]> on_heap(B * dz_stride > kStackSize ? new S[B * dz_stride] : nullptr);
-  S* const dz = on_heap ? on_heap.get() : on_stack;
+  at::TensorBase allocated;  // by PyTorch, so that its profiler sees it, and its error names the size
+  if (B * dz_stride > kStackSize) allocated = at::detail::empty_cpu({B, dz_stride}, c10::CppTypeToScalarType<S>::value);
+  S* const dz = allocated.defined() ? allocated.mutable_data_ptr<S>() : on_stack;
   parallel_runs(H, 64, kElementWork * B,
                 [&](int64_t begin, int64_t end) { kernels<T>().grad_z(p, dz, dz_stride, begin, end); });
   if (p.grad_bias_copy) std::memcpy(static_cast<void*>(p.grad_bias_copy), p.grad_bias, H * sizeof(T));

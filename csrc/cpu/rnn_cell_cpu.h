@@ -11,8 +11,9 @@ void rnn_cell_forward(const ForwardParams<T>& p);
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p);
 
-// The instruction set the kernels run on here: "default", "avx2" or "avx512". The environment variable
-// RNN_EXT_CPU_CAPABILITY, read once, asks for one of them; what the CPU lacks falls back to the best it has.
+// The instruction set the kernels run on here: "default", "avx2", "avx512" or "avx512_bf16", the best that the CPU has,
+// or a lesser one that the environment variable RNN_EXT_CPU_CAPABILITY asks for, read once. Raises ValueError, as every
+// call of the above, where that is none of these, or more than the CPU has.
 const char* cpu_capability();
 
 }  // namespace rnn_ext::cpu
