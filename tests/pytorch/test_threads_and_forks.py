@@ -95,3 +95,21 @@ def test_the_forked_workers_of_a_data_loader_work_after_use_in_the_parent(f):
     parent.start()
     parent.join(120)
     assert parent.exitcode == 0
+
+
+TOO_LARGE = """
+import resource, torch, rnn_ext
+resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+x, y = torch.zeros(1, 1).expand(1 << 28, 1), torch.zeros(1, 64).expand(1 << 28, 64)
+try:
+    torch.ops.rnn_ext.rnn_cell_backward(y, y, x, None, None, None, "tanh", [False, False, True, False, True, False])
+except RuntimeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
+def test_a_backward_without_the_memory_it_needs_says_how_much_it_wanted():
+    """Operands of stride 0 take no memory, and the gradients little: dz alone does."""
+    result = subprocess.run([sys.executable, "-c", TOO_LARGE], capture_output=True, text=True)
+    assert f"you tried to allocate {4 * (64 << 28)} bytes" in result.stdout, result.stderr
