@@ -18,27 +18,39 @@ import argparse
 import json
 import os
 import subprocess
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from peers import Case
-from timing import device_sampler, host_sampler
+from timing import device_sampler, host_sampler, time_calls
 
 MIB = 2**20
+LONGEST = 3.0  # seconds: what a fact's samples may take together
+
+
+def best(sample: Callable[[], float], rounds: int) -> float:
+    """The least of `rounds` samples, or of those that LONGEST leaves time for, at least one."""
+    end = time.perf_counter() + LONGEST
+    least = sample()
+    for _ in range(rounds - 1):
+        if time.perf_counter() > end:
+            break
+        least = min(least, sample())
+    return least
 
 
 def host_seconds(run: Any, rounds: int = 9) -> float:
     """Seconds of one run, the best of `rounds`, host included."""
-    sample = host_sampler(run, 2e-3)
-    return min(sample() for _ in range(rounds))
+    return best(host_sampler(run, 2e-3), rounds)
 
 
 def seconds(run: Any, device: torch.device, nodes: int = 1, rounds: int = 9) -> float:
     """Seconds of one run, the best of `rounds`: device time of `nodes` runs in a graph, host time on a CPU."""
     if device.type != "cuda":
         return host_seconds(run, rounds)
-    sample = device_sampler([run] * nodes, 2e-3)
-    return min(sample() for _ in range(rounds))
+    return best(device_sampler([run] * nodes, 2e-3), rounds)
 
 
 def copy_seconds(size: int, device: torch.device, nodes: int = 1) -> float:
@@ -57,11 +69,29 @@ def cache_bytes(device: torch.device) -> int:
     return found if found > 0 else 32 * MIB
 
 
-def gemm_tflop_s(dtype: torch.dtype, size: int, device: torch.device) -> float:
+def product(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], torch.Tensor]:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))  # zeros would run faster
     out = torch.empty_like(a)
+    return lambda: torch.mm(a, b, out=out)
+
+
+def cpu_product_size(dtype: torch.dtype) -> int:
+    """The largest size up to 1024 whose product takes a tenth of a second at most, going by half that size: without
+    instructions for a dtype, as for bfloat16 on AVX2, a product may take a thousand times as long as with them.
+    """
+    size = 128
+    while size < 1024:
+        run = product(dtype, size, torch.device("cpu"))
+        run()  # lazy initialisation stays out of the estimate
+        if 2**3 * min(time_calls(run, 1) for _ in range(3)) > 0.1:
+            break
+        size *= 2
+    return size
+
+
+def gemm_tflop_s(dtype: torch.dtype, size: int, device: torch.device) -> float:
     rounds = 5 if device.type == "cuda" else 100  # other processes leave few of a CPU's samples alone
-    return 2 * size**3 / seconds(lambda: torch.mm(a, b, out=out), device, rounds=rounds) / 1e12
+    return 2 * size**3 / seconds(product(dtype, size, device), device, rounds=rounds) / 1e12
 
 
 def autograd_seconds(device: torch.device) -> float:
@@ -83,9 +113,10 @@ def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
     times = [copy_seconds(size, device, nodes=50) for size in small]
     gemm = {}
     for name in dtypes:
+        dtype = getattr(torch, name)
         fast = name in ("float16", "bfloat16")
-        size = (8192 if fast else 4096) if cuda else 1024
-        gemm[name] = gemm_tflop_s(getattr(torch, name), size, device)
+        size = (8192 if fast else 4096) if cuda else cpu_product_size(dtype)
+        gemm[name] = gemm_tflop_s(dtype, size, device)
     if cuda and "float32" in dtypes:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high")

@@ -49,6 +49,40 @@ def quick(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("rate, size", [(1e8, 128), (4e8, 256), (1e11, 1024)])
+def test_the_probe_of_a_cpu_takes_seconds_however_slow_its_products_are(modules, monkeypatch, rate, size):
+    """On a clock that calls move: products `rate` floating-point operations a second, the others a microsecond each."""
+    import torch
+
+    device, timing = modules("device"), modules("timing")
+    now = 0.0
+    sizes = []
+
+    class Clock:
+        perf_counter = staticmethod(lambda: now)
+
+    class One:
+        def neg(self):
+            nonlocal now
+            now += 1e-6
+
+    def product(a, b, out):
+        nonlocal now
+        sizes.append(a.shape[0])
+        now += 2 * a.shape[0] ** 3 / rate
+
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(timing, "time", Clock)
+    monkeypatch.setattr(device, "time", Clock, raising=False)
+    monkeypatch.setattr(device, "copy_seconds", lambda size, *_, **__: size * 1e-9)
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: One())
+    monkeypatch.setattr(device, "autograd_seconds", lambda _: 1e-6)
+    facts = device.probe(torch.device("cpu"), ["bfloat16"])
+    assert now < 5
+    assert sizes[-1] == max(sizes) == size
+    assert facts["gemm_tflop_s"]["bfloat16"] == pytest.approx(rate / 1e12, rel=0.01)
+
+
 def test_bench_cell_writes_what_the_schema_says(quick, modules):
     results = modules("results")
     document = results.read(quick / "bench.json")
