@@ -10,9 +10,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import bench_cell
 import results
@@ -21,11 +21,13 @@ from device import default_device, gpu_state, probe
 from plots import plt
 from timing import quartiles, synchronize
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import rnn_ext
 
-BATCH, LENGTH, EMBEDDING, HIDDEN = 32, 64, 64, 256
+sys.path.append(str(results.REPOSITORY / "examples"))
+
+from character_model import BATCH, LENGTH, CharacterModel, Corpus, make_optimizer, train_step
+from decode import write_texts
 
 
 def print_tables() -> None:
@@ -45,31 +47,13 @@ def print_tables() -> None:
         print(f"largest difference {(our - their).abs().max().item():.1e}")
 
 
-class CharacterModel(nn.Module):
-    """Next-character scores: an embedding, a recurrent cell, and the read-out y = V h."""
-
-    def __init__(self, cell: type[nn.RNNCell], characters: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(characters, EMBEDDING)
-        self.cell = cell(EMBEDDING, HIDDEN)
-        self.readout = nn.Linear(HIDDEN, characters, bias=False)
-
-    def forward(self, tokens: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores (T, B, characters) and the last h (B, H) of tokens (T, B)."""
-        states = []
-        for x in self.embedding(tokens):
-            h = self.cell(x, h)
-            states.append(h)
-        return self.readout(torch.stack(states)), h
-
-
 class Trainer:
     """One model with its optimizer, its loss curve and the seconds of each step."""
 
     def __init__(self, cell: type[nn.RNNCell], characters: int, device: torch.device) -> None:
         torch.manual_seed(0)
-        self.model = CharacterModel(cell, characters).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=2e-3)
+        self.model = CharacterModel(characters, cell).to(device)
+        self.optimizer = make_optimizer(self.model)
         self.losses: list[float] = []
         self.seconds: list[float] = []
 
@@ -77,45 +61,21 @@ class Trainer:
         """One update on tokens (LENGTH + 1, BATCH)."""
         synchronize()
         start = time.perf_counter()
-        scores, _ = self.model(tokens[:-1])
-        loss = F.cross_entropy(scores.flatten(0, 1), tokens[1:].flatten())
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.losses.append(loss.item())  # waits for the device
+        self.losses.append(train_step(self.model, self.optimizer, tokens))  # waits for the device
         self.seconds.append(time.perf_counter() - start)
-
-
-@torch.no_grad()
-def sample_text(model: CharacterModel, alphabet: str, prompt: str, length: int, temperature: float = 0.7) -> str:
-    device = next(model.parameters()).device
-    tokens = torch.tensor([[alphabet.index(character)] for character in prompt], device=device)
-    generator = torch.Generator().manual_seed(0)
-    scores, h = model(tokens)
-    text = prompt
-    for _ in range(length):
-        chances = F.softmax(scores[-1, 0].cpu() / temperature, 0)
-        token = torch.multinomial(chances, 1, generator=generator)
-        text += alphabet[token]
-        scores, h = model(token[None].to(device), h)
-    return text
 
 
 def train(device: torch.device, steps: int, seconds: float) -> dict[str, Trainer]:
     """(b) Both models on the same batches, step by step in turns, so that a busy machine slows both alike."""
-    text = "\n".join(topics[name] for name in sorted(topics))
-    alphabet = "".join(sorted(set(text)))
-    index = {character: i for i, character in enumerate(alphabet)}
-    corpus = torch.tensor([index[character] for character in text])
+    corpus = Corpus()
     trainers = {
-        "nn.RNNCell": Trainer(nn.RNNCell, len(alphabet), device),
-        "rnn_ext.RNNCell": Trainer(rnn_ext.RNNCell, len(alphabet), device),
+        "nn.RNNCell": Trainer(nn.RNNCell, len(corpus.alphabet), device),
+        "rnn_ext.RNNCell": Trainer(rnn_ext.RNNCell, len(corpus.alphabet), device),
     }
     parameters = sum(p.numel() for p in trainers["nn.RNNCell"].model.parameters())
     print(
         f"\n(b) a character model ({parameters} parameters, {LENGTH} steps of the cell, batch {BATCH}) on Python's "
-        f"help texts ({len(text)} characters, {len(alphabet)} different), on {device.type}"
+        f"help texts ({len(corpus.tokens)} characters, {len(corpus.alphabet)} different), on {device.type}"
     )
     generator = torch.Generator().manual_seed(0)
     order = list(trainers.values())
@@ -125,14 +85,14 @@ def train(device: torch.device, steps: int, seconds: float) -> dict[str, Trainer
             bar.close()
             print(f"stopped after {i} of {steps} steps, {seconds:g} s being over")
             break
-        starts = torch.randint(len(corpus) - LENGTH, (BATCH,), generator=generator)
-        tokens = corpus[starts + torch.arange(LENGTH + 1)[:, None]].to(device)
+        tokens = corpus.batch(generator).to(device)
         for trainer in order if i % 2 == 0 else reversed(order):
             trainer.step(tokens)
         bar.set_postfix_str(", ".join(f"{name} {t.losses[-1]:.3f}" for name, t in trainers.items()), refresh=False)
     report(trainers)
     print("a sample of the rnn_ext model:")
-    for line in sample_text(trainers["rnn_ext.RNNCell"].model, alphabet, "The ", 400).splitlines():
+    (text,) = write_texts(trainers["rnn_ext.RNNCell"].model, corpus.alphabet, "The ", 400)
+    for line in text.splitlines():
         print(f"    {line}")
     return trainers
 

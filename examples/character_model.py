@@ -1,0 +1,90 @@
+"""A next-character model, trained on Python's own help texts: an embedding, a recurrent cell, a read-out.
+
+    python examples/character_model.py [--steps N] [--device cpu|cuda] [--output character_model.pt]
+
+examples/decode.py writes text with the saved model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import rnn_ext
+
+BATCH, LENGTH, EMBEDDING, HIDDEN = 32, 64, 64, 256
+
+
+class CharacterModel(nn.Module):
+    """Next-character scores: an embedding, a recurrent cell, and the read-out y = V h."""
+
+    def __init__(self, characters: int, cell: type[nn.RNNCell] = rnn_ext.RNNCell) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(characters, EMBEDDING)
+        self.cell = cell(EMBEDDING, HIDDEN)
+        self.readout = nn.Linear(HIDDEN, characters, bias=False)
+
+    def forward(self, tokens: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Scores (T, B, characters) and the last h (B, H) of tokens (T, B)."""
+        states = []
+        for x in self.embedding(tokens):
+            h = self.cell(x, h)
+            states.append(h)
+        return self.readout(torch.stack(states)), h
+
+
+class Corpus:
+    """A text as numbers: `alphabet` holds its characters, `tokens` their places in it, one a character of the text."""
+
+    def __init__(self) -> None:
+        text = "\n".join(topics[name] for name in sorted(topics))
+        self.alphabet = "".join(sorted(set(text)))
+        index = {character: i for i, character in enumerate(self.alphabet)}
+        self.tokens = torch.tensor([index[character] for character in text])
+
+    def batch(self, generator: torch.Generator) -> Tensor:
+        """BATCH pieces of the text from random places, (LENGTH + 1, BATCH)."""
+        starts = torch.randint(len(self.tokens) - LENGTH, (BATCH,), generator=generator)
+        return self.tokens[starts + torch.arange(LENGTH + 1)[:, None]]
+
+
+def train_step(model: CharacterModel, optimizer: torch.optim.Optimizer, tokens: Tensor) -> float:
+    """One update on tokens (T + 1, B); the loss before it, in nats a character."""
+    scores, _ = model(tokens[:-1])
+    loss = F.cross_entropy(scores.flatten(0, 1), tokens[1:].flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return loss.item()
+
+
+def make_optimizer(model: CharacterModel) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=2e-3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=200, help="updates (default %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--output", type=Path, default=Path("character_model.pt"), help="file (default %(default)s)")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    corpus, generator = Corpus(), torch.Generator().manual_seed(0)
+    model = CharacterModel(len(corpus.alphabet)).to(args.device)
+    optimizer = make_optimizer(model)
+    for step in range(1, args.steps + 1):
+        loss = train_step(model, optimizer, corpus.batch(generator).to(args.device))
+        if step == 1 or step == args.steps or step % 20 == 0:
+            print(f"step {step}: {loss:.3f} nats a character")
+    torch.save({"alphabet": corpus.alphabet, "model": model.state_dict()}, args.output)
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()
