@@ -27,7 +27,7 @@ from peers import Case
 from timing import device_sampler, host_sampler, time_calls
 
 MIB = 2**20
-LONGEST = 3.0  # seconds: what a fact's samples may take together
+LONGEST = 5.0  # seconds: what a fact's samples may take together
 
 
 def best(sample: Callable[[], float], rounds: int) -> float:
@@ -76,14 +76,14 @@ def product(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[],
 
 
 def cpu_product_size(dtype: torch.dtype) -> int:
-    """The largest size up to 1024 whose product takes a tenth of a second at most, going by half that size: without
+    """The largest size up to 1024 whose product takes a quarter of a second at most, going by half that size: without
     instructions for a dtype, as for bfloat16 on AVX2, a product may take a thousand times as long as with them.
     """
     size = 128
     while size < 1024:
         run = product(dtype, size, torch.device("cpu"))
         run()  # lazy initialisation stays out of the estimate
-        if 2**3 * min(time_calls(run, 1) for _ in range(3)) > 0.1:
+        if 2**3 * min(time_calls(run, 1) for _ in range(3)) > 0.25:
             break
         size *= 2
     return size
