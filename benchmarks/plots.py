@@ -1,4 +1,4 @@
-"""The figures of a result file: speed-up over B × H, latency over B with the floor, roofline.
+"""The figures of a result file: speed-up by shape, latency over B with the floor, roofline.
 
 Each PNG carries the hash of the rows it was drawn from (`Source` in its metadata), so that report.py --check can tell
 whether figure and file belong together.
@@ -20,11 +20,13 @@ matplotlib.use("Agg")  # a figure goes to a file; there may be no display
 import matplotlib.pyplot as plt
 from device import peak_tflop_s
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from peers import PASSES, PEERS, Case
-from results import select, values
+from results import is_noise, select, values
 
 COLOURS = dict(zip(PEERS, plt.get_cmap("tab10").colors, strict=False))
+
+# By pass. The colours are of Okabe and Ito's palette, which colour-blind readers can tell apart too.
+MARKERS = {"forward": ("o", "#0072B2"), "forward_grad": ("s", "#E69F00"), "forward_backward": ("D", "#009E73")}
 
 
 def source(document: dict[str, Any]) -> str:
@@ -60,41 +62,42 @@ def save(figure: Any, document: dict[str, Any], path: Path) -> Path:
 
 
 def speedup(document: dict[str, Any], path: Path) -> Path:
-    """A heat map a peer and dtype: how many times as long as rnn_ext it takes, over B × H, forward and backward."""
-    tanh = select(document["rows"], nonlinearity=values(document["rows"], "nonlinearity")[0])
-    panels = []
-    for clock in dict.fromkeys(("host", main_clock(document))):
-        for dtype in values(tanh, "dtype"):
-            for pass_name in [name for name in PASSES if name != "forward_grad"]:
-                for peer in PEERS:
-                    rows = select(tanh, clock=clock, dtype=dtype, pass_=pass_name, peer=peer)
-                    # Peers that were measured at a shape or two have no map.
-                    if peer != "rnn_ext" and rows and (peer == "rnn_cell" or len(rows) > 2):
-                        panels.append((f"{PEERS[peer].label}\n{dtype}, {pass_name}, {clock}", rows))
-    columns = len({row["peer"] for _, rows in panels for row in rows})
-    figure, axes = grid(len(panels), columns, 3.4, 3.2)
-    norm = LogNorm(0.25, 4)
-    for panel, (title, rows) in zip(axes, panels, strict=True):
-        hidden, batches = sorted(set(values(rows, "H"))), sorted(set(values(rows, "B")))
-        image = [[math.nan] * len(hidden) for _ in batches]
-        for row in rows:
-            y, x = batches.index(row["B"]), hidden.index(row["H"])
-            image[y][x] = row["speedup"] or math.nan
-            dark = not 0.4 < image[y][x] < 2.5
-            colour = "white" if dark else "black"
-            panel.text(x, y, f"{image[y][x]:.2f}", ha="center", va="center", fontsize=6, color=colour)
-        drawn = panel.imshow(image, cmap="RdYlGn", norm=norm, origin="lower", aspect="auto")
-        panel.set_xticks(range(len(hidden)), [str(h) for h in hidden], fontsize=6, rotation=45)
-        panel.set_yticks(range(len(batches)), [str(b) for b in batches], fontsize=6)
-        panel.set_xlabel("H", fontsize=7)
-        panel.set_ylabel("B", fontsize=7)
-        panel.set_title(title, fontsize=7)
-    if axes:
-        bar = figure.colorbar(
-            drawn, ax=axes, shrink=0.4, aspect=30, extend="both", ticks=[0.25, 0.5, 1, 2, 4], format="%g×"
-        )
-        bar.ax.minorticks_off()
-    figure.suptitle(f"time of each peer / time of rnn_ext\n{machine(document)}", fontsize=9)
+    """A panel a dtype, a line a shape, a dot a pass: how many times as long as rnn_ext nn.RNNCell takes."""
+    tanh = select(document["rows"], nonlinearity=values(document["rows"], "nonlinearity")[0], peer="rnn_cell")
+    keys = [(c, d) for c in dict.fromkeys(("host", main_clock(document))) for d in values(tanh, "dtype")]
+    keys = [(clock, dtype) for clock, dtype in keys if select(tanh, clock=clock, dtype=dtype)]
+    shapes = sorted({(row["B"], row["I"], row["H"]) for row in tanh}, key=lambda s: (s[0] * s[2] * (s[1] + s[2]), s))
+    found = [row["speedup"] for row in tanh]
+    # One scale for all panels, with something of the side where rnn_ext is slower.
+    low, high = min([0.75, *(0.9 * x for x in found)]), max([2, *(1.15 * x for x in found)])
+    figure, axes = grid(len(keys), len(values(tanh, "dtype")), 3.6, 1.4 + 0.24 * len(shapes))
+    for panel, (clock, dtype) in zip(axes, keys, strict=True):
+        for pass_name, (marker, colour) in MARKERS.items():
+            for row in select(tanh, clock=clock, dtype=dtype, pass_=pass_name):
+                noise = is_noise(row["speedup"], row["speedup_q25"], row["speedup_q75"])
+                y = shapes.index((row["B"], row["I"], row["H"]))
+                style = {"color": colour, "markerfacecolor": "white" if noise else colour}
+                panel.plot(row["speedup"], y, marker, markersize=6.5, alpha=0.9, **style)
+        panel.axvline(1, color="black", linewidth=1.2)
+        panel.axvspan(low, 1, color="black", alpha=0.07, linewidth=0)
+        panel.set_xscale("log", base=2)
+        panel.set_xlim(low, high)
+        panel.xaxis.set_major_formatter("{x:g}×")
+        panel.set_yticks(range(len(shapes)), [" × ".join(map(str, shape)) for shape in shapes], fontsize=8)
+        panel.set_ylim(len(shapes) - 0.5, -0.5)  # the smallest on top
+        panel.tick_params(axis="y", length=0)
+        panel.set_title(f"{dtype}, {clock} time", fontsize=9)
+        panel.grid(alpha=0.3, linewidth=0.5)
+    handles = [
+        plt.Line2D([], [], linestyle="", marker=marker, color=colour, label=label)
+        for label, (marker, colour) in MARKERS.items()
+    ]
+    handles.append(plt.Line2D([], [], linestyle="", marker="o", color="grey", markerfacecolor="white", label="noise"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
+    figure.supylabel("B × I × H", fontsize=8)
+    figure.suptitle(
+        f"time of nn.RNNCell / time of rnn_ext: right of the line, rnn_ext is faster\n{machine(document)}", fontsize=9
+    )
     return save(figure, document, path)
 
 

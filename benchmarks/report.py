@@ -1,12 +1,15 @@
-"""The README's performance section and the figures, from the result files alone.
+"""What is said of performance, from the result files alone.
 
-python benchmarks/report.py            writes README.md between the markers, and the figures beside each bench.json
-python benchmarks/report.py --check    says whether README.md and the figures agree with the files, changes nothing
+python benchmarks/report.py            writes README.md between the markers, benchmarks/results/README.md, and the
+                                       figures beside each bench.json
+python benchmarks/report.py --check    says whether these agree with the files, and whether another page states a
+                                       figure of its own; changes nothing
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,14 @@ from peers import PEERS
 from PIL import Image
 
 BEGIN, END = "<!-- performance:begin -->", "<!-- performance:end -->"
+PAGE = "benchmarks/results/README.md"
+PASS_NAMES = {
+    "forward": "forward, no gradient wanted",
+    "forward_grad": "forward that records for backward",
+    "forward_backward": "forward and backward",
+}
+# A time, a rate or a ratio. They stand in generated text alone: typed ones would outlive what they were measured on.
+FIGURE = re.compile(r"\d[\d.]*\s*(?:[µnm]s\b|us\b|%|×|[TGM]?FLOP/s|[GM]B/s|times (?:as )?(?:fast|slow)\w*)")
 CLOCKS = {"host": "host-inclusive", "warm": "device, warm L2", "cold": "device, cold L2"}
 
 
@@ -68,8 +79,30 @@ def shape_table(rows: list[dict[str, Any]], dtype: str, clock: str) -> list[str]
     )
 
 
+def title(document: dict[str, Any]) -> str:
+    return document["gpu"] or f"{document['cpu']}, {document['threads']} threads"
+
+
+def overview(document: dict[str, Any], folder: str) -> list[str]:
+    """One device's part of the README: three rows and a figure, which lies in `folder`."""
+    clock = plots.main_clock(document)
+    ours = results.select(document["rows"], peer="rnn_cell", clock=clock)
+    dtypes = results.values(ours, "dtype")
+    lines = [
+        [name, *(results.mean_speedup(results.select(ours, dtype=dtype, pass_=key)) for dtype in dtypes)]
+        for key, name in PASS_NAMES.items()
+    ]
+    heading = f"{title(document)}, torch {document['torch']}, {CLOCKS[clock]}"
+    return [
+        *markdown_table([heading, *dtypes], lines, 1),
+        "",
+        f"![time of nn.RNNCell / time of rnn_ext, by shape]({folder}/speedup.png)",
+        "",
+    ]
+
+
 def section(document: dict[str, Any], folder: str) -> list[str]:
-    """One device's part; `folder` is where its figures lie, seen from the README."""
+    """One device's part of the page; `folder` is where its figures lie, seen from there."""
     rows, facts = document["rows"], document["facts"]
     software = [f"torch {document['torch']}", f"Python {document['python']}"]
     if document["gpu"]:
@@ -78,8 +111,7 @@ def section(document: dict[str, Any], folder: str) -> list[str]:
     start = f"launch {facts['launch_us']:.2f} µs, autograd {facts['autograd_us']:.1f} µs"
     if facts["node_us"]:
         start += f", graph node {facts['node_us']:.2f} µs"
-    title = document["gpu"] or f"{document['cpu']}, {document['threads']} threads"
-    lines = [f"### {title}", ""]
+    lines = [f"## {title(document)}", ""]
     if not document["complete"]:
         lines += ["The run was interrupted; this is what it had measured.", ""]
     lines += [
@@ -102,19 +134,35 @@ def section(document: dict[str, Any], folder: str) -> list[str]:
     return lines + [f"![{Path(name).stem}]({folder}/{name})" for name in plots.FIGURES] + [""]
 
 
-def performance(files: list[Path], root: Path) -> str:
-    """What stands between the markers."""
+def summary(files: list[Path], root: Path) -> str:
+    """What stands between the README's markers."""
     lines = [
         "",
-        "Written by `python benchmarks/report.py` from `benchmarks/results/`. A speed-up is another implementation's",
-        "time divided by rnn_ext's in the same run, median over alternating rounds; above 1 rnn_ext is faster. `~`",
-        f"marks noise: a difference under {results.NOISE:.0%}, or quartiles on either side of 1. The floor is the time",
-        "that the device's measured ceilings allow; on the host's clock it contains what PyTorch takes for a small",
-        "operation, and with a backward for one that has six leaves, like the cell (`autograd`).",
+        "Time of `nn.RNNCell` divided by rnn_ext's in the same run, geometric means over shapes and nonlinearities;",
+        "above 1 rnn_ext is faster.",
         "",
     ]
     for path in files:
-        lines += section(results.read(path), path.parent.relative_to(root).as_posix())
+        lines += overview(results.read(path), path.parent.relative_to(root).as_posix())
+    if not files:
+        lines += ["Nothing has been measured yet.", ""]
+    return "\n".join(lines)
+
+
+def page(files: list[Path], root: Path) -> str:
+    """All of benchmarks/results/README.md."""
+    lines = [
+        "# Performance",
+        "",
+        "Written by `python benchmarks/report.py` from the `bench.json` files beside it. A speed-up is another",
+        "implementation's time divided by rnn_ext's in the same run, median over alternating rounds; above 1 rnn_ext",
+        f"is faster. `~` marks noise: a difference under {results.NOISE:.0%}, or quartiles on either side of 1. The",
+        "floor is the time that the device's measured ceilings allow; on the host's clock it contains what PyTorch",
+        "takes for a small operation, and with a backward for one that has six leaves, like the cell (`autograd`).",
+        "",
+    ]
+    for path in files:
+        lines += section(results.read(path), path.parent.relative_to((root / PAGE).parent).as_posix())
     if not files:
         lines += ["Nothing has been measured yet.", ""]
     return "\n".join(lines)
@@ -137,11 +185,22 @@ def figure_source(path: Path) -> str | None:
         return image.info.get("Source")
 
 
+def typed_figures(root: Path) -> list[str]:
+    """Figures outside the generated text, as PATH: FIGURE."""
+    before, _, after = split((root / "README.md").read_text())
+    texts = {"README.md": before + after}
+    for path in [*root.glob("*.md"), *root.glob("docs/**/*.md"), *root.glob("benchmarks/README.md")]:
+        texts.setdefault(path.relative_to(root).as_posix(), path.read_text())
+    return [f"{name}: {found.group()}" for name, text in texts.items() for found in FIGURE.finditer(text)]
+
+
 def disagreements(files: list[Path], root: Path) -> list[str]:
-    """What in README.md and the figures isn't as the files say."""
+    """What in the pages and the figures isn't as the files say."""
     found = []
-    if split((root / "README.md").read_text())[1] != performance(files, root):
-        found.append("README.md: the performance section")
+    if split((root / "README.md").read_text())[1] != summary(files, root):
+        found.append("README.md: the table of speed-ups")
+    if not (root / PAGE).is_file() or (root / PAGE).read_text() != page(files, root):
+        found.append(PAGE)
     for path in files:
         wanted = plots.source(results.read(path))
         found += [
@@ -164,15 +223,18 @@ def main() -> int:
     root = args.root.resolve()
     files = sorted((root / "benchmarks" / "results").glob("**/bench.json"))
     if args.check:
-        found = disagreements(files, root)
+        found, typed = disagreements(files, root), typed_figures(root)
         for name in found:
             print(f"{name} disagrees with benchmarks/results/: run python benchmarks/report.py")
-        return 1 if found else 0
+        for figure in typed:
+            print(f"{figure!r} is typed: figures are read from benchmarks/results/")
+        return 1 if found or typed else 0
     before, _, after = split((root / "README.md").read_text())
-    (root / "README.md").write_text(before + BEGIN + performance(files, root) + END + after)
+    (root / "README.md").write_text(before + BEGIN + summary(files, root) + END + after)
+    (root / PAGE).write_text(page(files, root))
     for path in files:
         plots.draw_all(results.read(path), path.parent)
-    print(f"README.md and the figures were written from {len(files)} result files")
+    print(f"README.md, {PAGE} and the figures were written from {len(files)} result files")
     return 0
 
 
