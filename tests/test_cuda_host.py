@@ -70,6 +70,7 @@ FAULTS = {
     "no_gemv_row_bound": ("forward_gemv", {"asan": IN_FORWARD_GEMV}),
     "no_gemv_k_bound": ("forward_gemv", {"plain": WRONG, "asan": IN_FORWARD_GEMV}),
     "no_gemv_barrier": ("forward_gemv", {"plain": WRONG, "tsan": IN_FORWARD_GEMV}),
+    "no_wait_for_previous_launch": ("forward_gemv", {"plain": "without a wait for the previous launch"}),
     "library_no_column_bound": ("forward_library", {"asan": r"forward_library\.cuh:\d+"}),
     "shared_memory_too_small": ("forward_tiled_16x64", {"plain": IN_TILED + ": the kernel uses [0-9]+ bytes"}),
     "half_of_k_forgotten": ("forward_tiled_16x64", {"plain": WRONG}),
@@ -255,10 +256,11 @@ needs_nvcc = pytest.mark.skipif(cubin.why_not() is not None, reason=cubin.why_no
 
 # Instructions that the code of an architecture must contain, in some kernel of the file.
 REQUIRED = {
-    "forward_gemv_float.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"SHFL\.BFLY"]},
-    "forward_gemv_double.cu": {"sm_75": [r"LDG\.E\.128", "DFMA", r"SHFL\.BFLY"]},
-    "forward_gemv_half.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"MUFU\.TANH"]},
-    "forward_gemv_bfloat16.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"MUFU\.TANH"]},
+    "forward_gemv_float.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"SHFL\.BFLY"], "sm_90a": STARTS_EARLY},
+    "forward_gemv_double.cu": {"sm_75": [r"LDG\.E\.128", "DFMA", r"SHFL\.BFLY"], "sm_90a": STARTS_EARLY},
+    "forward_gemv_half.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"MUFU\.TANH"], "sm_90a": STARTS_EARLY},
+    "forward_gemv_bfloat16.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"MUFU\.TANH"], "sm_90a": STARTS_EARLY},
+STARTS_EARLY = ["PREEXIT", "ACQBULK", r"CCTL\.E\.PF2"]
     "forward_tiled_float.cu": {
         "sm_75": ["FFMA", r"LDS(\.U)?\.128", r"STG\.E\.128", r"ATOMG?\.E\.INC\.STRONG\.GPU"],
         "sm_80": [r"LDGSTS\.E ", r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.1688\.F32\.TF32"],
@@ -337,6 +339,7 @@ REQUIRED = {
             r"SYNCS\.PHASECHK",
             r"USETMAXREG\.DEALLOC",
             r"USETMAXREG\.TRY_ALLOC",
+            *STARTS_EARLY,
             *(rf"HGMMA\.64x{n}x16\.F32{t}" for n in (64, 128, 256) for t in (" ", r"\.BF16")),
             *(rf"HGMMA\.64x{n}x8\.F32\.TF32" for n in (64, 128, 256)),
         ],
@@ -373,6 +376,15 @@ def test_the_last_barrier_of_a_cluster_does_not_wait_for_stores(file: Path) -> N
     """They would have to reach memory before the arrival: they come between it and the wait."""
     for kernel, lines in cubin.instructions(cubin.compile(file, "sm_90a")).items():
         (_, last_arrival), (first_wait, last_wait) = (
+@needs_nvcc
+@pytest.mark.parametrize("file", sorted(build.KERNELS.glob("forward_gemv_*.cu")), ids=lambda f: f.name)
+def test_what_may_start_early_touches_no_memory_before_its_wait(file: Path) -> None:
+    """But for prefetches to L2, which show nothing of what is there."""
+    for kernel, lines in cubin.instructions(cubin.compile(file, "sm_90a")).items():
+        (wait,) = (i for i, line in enumerate(lines) if "ACQBULK" in line)
+        assert [line for line in lines[:wait] if re.search(r"\b(LD|ST|LDG|STG|ATOMG?|RED)\b", line)] == [], kernel
+
+
             [i for i, line in enumerate(lines) if op in line] for op in ("UCGABAR_ARV", "UCGABAR_WAIT")
         )
         assert any("STG" in line for line in lines[last_arrival:last_wait]), kernel

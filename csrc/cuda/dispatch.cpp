@@ -218,6 +218,8 @@ ForwardPlan plan_wgmma(int index, const ForwardCase& c, const Device& d) {
   ForwardPlan plan;
   plan.family = ForwardPlan::Family::kWgmma;
   plan.kernel = index;
+  // Only where it is sure that the kernel was compiled with the wait: code for an older architecture has none.
+  plan.early = d.compute_capability == 90 && has_wgmma_code();
   plan.blocks = wgmma_clusters(k, c, d) * k.cluster;
   plan.microseconds = wgmma_microseconds(k, c, d);
   return plan;

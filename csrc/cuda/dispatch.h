@@ -189,6 +189,7 @@ struct ForwardPlan {
   Reduction reduction = Reduction::kNone;
   int64_t blocks = 0;
   int64_t workspace_bytes = 0;  // Reduction::kWorkspace: uninitialised, of this launch alone. kLibrary: x Wᵀ, and after
+  bool early = false;  // gemv: the launch may overlap the end of the one before
                                 // it h Uᵀ, unless hx is absent, in fp32 (fp64)
   double microseconds = 0;      // what the model predicts
 

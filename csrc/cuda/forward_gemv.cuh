@@ -6,8 +6,12 @@
 // asks for 19 KiB in flight an SM. A thread has 4 or 8 loads of 16 bytes of weights under way, a block of 256 threads
 // 16 or 32 KiB, and an SM has two blocks. K is shared among a block's warps until there is a block for every SM: at H =
 // 256, fp32, a row of 512 is one load for each of 4 warps, and the whole problem one round of loads.
+//
+// Such a problem takes hardly longer than its launch. On sm_90 the launch overlaps the end of the kernel before it, and
+// in that time the first weights are fetched to L2; nothing is read before that kernel has ended.
 #pragma once
 #include "forward.cuh"
+#include "ptx_sm90.cuh"
 
 namespace rnn_ext::cuda {
 
@@ -75,6 +79,22 @@ __global__ void __launch_bounds__(kGemvWarps * 32, kBatch > 8 ? 1 : 2)
   const int64_t n0 = (int64_t{blockIdx.x} * (kGemvWarps / warps_per_row) + warp / warps_per_row) * kRows;
   const int last_row = static_cast<int>(min(int64_t{kRows}, p.hidden_size - n0)) - 1;  // may be negative: no rows
   const int last_batch = static_cast<int>(p.batch) - 1;
+
+  ptx::let_next_launch_start();
+  if (G::kVectors && last_row >= 0) {
+    const int64_t units_x = p.input_size / Unit::kSize;
+    const int64_t units = units_x + (p.hx.data != nullptr ? p.hidden_size / Unit::kSize : 0);
+#pragma unroll
+    for (int i = 0; i < G::kUnroll; ++i) {
+      const int64_t u = part * 32 + lane + i * warps_per_row * 32;
+      if (u >= units) break;
+      const Matrix<T>& weight = u < units_x ? p.weight_ih : p.weight_hh;
+      const T* const from = weight.data + n0 * weight.row_stride + (u < units_x ? u : u - units_x) * Unit::kSize;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) ptx::prefetch_to_l2(from + min(r, last_row) * weight.row_stride);
+    }
+  }
+  if (!RNN_EXT_PLANTED(no_wait_for_previous_launch)) ptx::wait_for_previous_launch();
 
   Acc acc[kRows][kBatch] = {};
   const auto add = [&](const Unit(&w)[kRows], const Unit(&x)[kBatch]) {
@@ -170,9 +190,9 @@ template <typename T, int kBatch, bool kVectors>
 cudaError_t launch_gemv(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
   constexpr int kRows = gemv_rows(kBatch, kDtype<T>);
   constexpr int kBytes = kVectors ? 16 : static_cast<int>(sizeof(T));
-  return RNN_EXT_LAUNCH((forward_gemv<T, kBatch, kRows, kBytes>), dim3(static_cast<unsigned>(plan.blocks)),
-                        dim3(kGemvWarps * 32), (sizeof(typename Gemv<T, kBatch, kRows, kBytes>::Smem)), stream, p,
-                        plan.warps_per_row);
+  return RNN_EXT_LAUNCH_EARLY((forward_gemv<T, kBatch, kRows, kBytes>), dim3(static_cast<unsigned>(plan.blocks)),
+                              dim3(kGemvWarps * 32), (sizeof(typename Gemv<T, kBatch, kRows, kBytes>::Smem)), stream,
+                              plan.early, p, plan.warps_per_row);
 }
 
 template <typename T>

@@ -7,6 +7,10 @@
 //   RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, args...)
 //                                                              the same in clusters of 1 to 8 blocks, from sm_90 on,
 //                                                              each on a multiprocessor of its own if there are enough
+//   RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, early, args...)
+//                                                              the same as RNN_EXT_LAUNCH, and if `early`, the kernel
+//                                                              may start before the one before it has ended. It calls
+//                                                              ptx::wait_for_previous_launch before it touches memory
 //   RNN_EXT_PLANTED(fault)                                     never true here: see tests/cuda_host/faults.h
 #pragma once
 
@@ -26,8 +30,8 @@ namespace rnn_ext::cuda {
 constexpr size_t kDefaultSmemLimit = 48 * 1024;  // above it a kernel must opt in
 
 template <typename... P, typename... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, size_t smem_bytes, cudaStream_t stream,
-                   A&&... args) {
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, bool early, size_t smem_bytes,
+                   cudaStream_t stream, A&&... args) {
   if (smem_bytes > kDefaultSmemLimit) {
     const cudaError_t e =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -48,6 +52,10 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, si
     attributes[1].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
     attributes[1].val.clusterSchedulingPolicyPreference = cudaClusterSchedulingPolicySpread;
     config.numAttrs = 2;
+  } else if (early) {
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    config.numAttrs = 1;
   }
   return cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
 }
@@ -58,7 +66,10 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, si
   RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, dim3(1), smem_bytes, stream, __VA_ARGS__)
 
 #define RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, ...) \
-  ::rnn_ext::cuda::launch(kernel, grid, block, cluster, smem_bytes, stream, __VA_ARGS__)
+  ::rnn_ext::cuda::launch(kernel, grid, block, cluster, false, smem_bytes, stream, __VA_ARGS__)
+
+#define RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, early, ...) \
+  ::rnn_ext::cuda::launch(kernel, grid, block, dim3(1), early, smem_bytes, stream, __VA_ARGS__)
 
 #define RNN_EXT_PLANTED(fault) false
 #endif

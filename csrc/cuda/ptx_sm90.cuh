@@ -27,7 +27,38 @@
 #endif
 #endif
 
+// The same for what a kernel of every architecture may leave out.
+#if defined(RNN_EXT_CUDA_HOST)
+#define RNN_EXT_PTX_SM90_OR_NOTHING(device, host) host
+#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define RNN_EXT_PTX_SM90_OR_NOTHING(device, host) device
+#else
+#define RNN_EXT_PTX_SM90_OR_NOTHING(device, host) (void)0
+#endif
+
 namespace rnn_ext::cuda::ptx {
+
+// ---- launches that overlap ------------------------------------------------------------------------------------------
+//
+// A kernel of RNN_EXT_LAUNCH_EARLY may run while the one before it in the stream still does, as soon as all of that
+// one's blocks have called let_next_launch_start or have ended. Older architectures launch no kernel early.
+
+RNN_EXT_PTX_INLINE void let_next_launch_start() {
+  RNN_EXT_PTX_SM90_OR_NOTHING(asm volatile("griddepcontrol.launch_dependents;" :: : "memory"), (void)0);
+}
+
+// Waits until the launch before has ended, and with it all before that one: from here on its results are there, and
+// what it reads may be overwritten. Every thread has to call it, or the next launch would not know when all before have
+// ended.
+RNN_EXT_PTX_INLINE void wait_for_previous_launch([[maybe_unused]] Where where = Where::here()) {
+  RNN_EXT_PTX_SM90_OR_NOTHING(asm volatile("griddepcontrol.wait;" :: : "memory"), emu::wait_for_previous_launch());
+}
+
+// Brings what lies there to the L2 cache. That is no read: it may be done before the wait, even if the launch before
+// writes there.
+RNN_EXT_PTX_INLINE void prefetch_to_l2([[maybe_unused]] const void* global) {
+  RNN_EXT_PTX_SM90_OR_NOTHING(asm volatile("prefetch.global.L2 [%0];" ::"l"(global)), (void)0);
+}
 
 // ---- clusters -------------------------------------------------------------------------------------------------------
 //

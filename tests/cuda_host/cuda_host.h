@@ -51,7 +51,9 @@ cudaError_t launch(const Launch& config, cudaStream_t, void (*kernel)(P...), A&&
   };
   has_context = true;
   Call call{kernel, std::tuple<P...>(std::forward<A>(a)...)};
-  run_grid(config, [](void* p) { std::apply(static_cast<Call*>(p)->kernel, static_cast<Call*>(p)->arguments); }, &call);
+  run_grid(
+      config, [](void* p) { std::apply(static_cast<Call*>(p)->kernel, static_cast<Call*>(p)->arguments); }, &call,
+      sizeof call);
   return cudaSuccess;
 }
 
@@ -65,10 +67,14 @@ T& block_memory(Where where) {
 #define RNN_EXT_SMEM(T, s) T& s = ::emu::block_memory<T>(::emu::Where::here())
 
 #define RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
-  RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, dim3(1), smem_bytes, stream, ##__VA_ARGS__)
+  RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, false, ##__VA_ARGS__)
 
-#define RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, ...)                           \
-  ::emu::launch(::emu::Launch{#kernel, ::emu::Where::here(), grid, block, cluster, smem_bytes}, stream, kernel, \
+#define RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, early, ...)                                      \
+  ::emu::launch(::emu::Launch{#kernel, ::emu::Where::here(), grid, block, dim3(1), smem_bytes, early}, stream, kernel, \
+                ##__VA_ARGS__)
+
+#define RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, ...)                                  \
+  ::emu::launch(::emu::Launch{#kernel, ::emu::Where::here(), grid, block, cluster, smem_bytes, false}, stream, kernel, \
                 ##__VA_ARGS__)
 
 // ---- blocks and warps -----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ namespace emu {
   fault(no_gemv_row_bound) \
   fault(no_gemv_k_bound) \
   fault(no_gemv_barrier) \
+  fault(no_wait_for_previous_launch) \
   /* forward_tiled.cuh */ \
   fault(shared_memory_too_small) \
   fault(half_of_k_forgotten) \

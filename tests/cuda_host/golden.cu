@@ -144,6 +144,14 @@ __global__ void __launch_bounds__(32) run_mma_f64(const uint32_t* in, uint32_t* 
 
 // ---- sm_90 ----------------------------------------------------------------------------------------------------------
 
+// The second of two launches takes up what the first one left, though it may start earlier.
+__global__ void __launch_bounds__(128) run_early_launch(const uint32_t* in, uint32_t* out) {
+  ptx::let_next_launch_start();
+  ptx::prefetch_to_l2(&in[threadIdx.x]);
+  ptx::wait_for_previous_launch();
+  out[threadIdx.x] = out[threadIdx.x] * 3 + in[threadIdx.x];
+}
+
 // Two blocks exchange words, double words and quadruple words, once by loads and once by stores.
 __global__ void __launch_bounds__(32) run_cluster(const uint32_t* in, uint32_t* out) {
   RNN_EXT_SMEM(Smem, smem);
@@ -497,6 +505,11 @@ int main(int argc, char** argv) {
     record("mma_f64", "exact", run_mma_f64, 32, 32 * 2);
   }
   if (major >= 9) {
+    record("early_launch", "exact", 128, [](const uint32_t* in, uint32_t* out) {
+      const cudaError_t first = RNN_EXT_LAUNCH(run_early_launch, dim3(1), dim3(128), 0, nullptr, in, out);
+      if (first != cudaSuccess) return first;
+      return RNN_EXT_LAUNCH_EARLY(run_early_launch, dim3(1), dim3(128), 0, nullptr, true, in, out);
+    });
     record("cluster", "exact", run_cluster, 32, 64 * 16, 2);
     record("mbarrier", "exact", run_mbarrier, 32, 2 * 4 * 32, 2);
     record("stmatrix", "exact", run_stmatrix, 32, 32 * 4);

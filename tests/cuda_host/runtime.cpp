@@ -37,6 +37,7 @@ struct Grid {
   const Launch* launch;
   void (*body)(void*);
   void* closure;
+  alignas(64) char arguments[4096];
   Fiber scheduler;
   Thread** ready;
   int ready_count;
@@ -91,10 +92,12 @@ bool same_place(Where a, Where b) { return a.line == b.line && std::strcmp(a.fil
 
 void thread_main() {
   entered(grid.scheduler);
-  grid.start.acquire();
   Thread& me = self();
+  me.has_waited_for_previous_launch = false;
+  if (!grid.launch->early) wait_for_previous_launch();
   try {
     grid.body(grid.closure);
+    if (!me.has_waited_for_previous_launch) fail(me.where, "returned without a wait for the previous launch");
     if (me.copy_count > 0) fail(me.where, "returned with %d cp.async still in flight", me.copy_count);
     const WgmmaQueue& queue = me.block->wgmma[me.warp() / 4];
     if (queue.done < queue.issued[me.warp() % 4]) fail(me.where, "returned with wgmma still in flight");
@@ -334,12 +337,17 @@ void set_options_from_seed(uint64_t seed) {
   options.resident_blocks = seed / 8 % 2 != 0 ? 4 : 1;
 }
 
-void run_grid(const Launch& launch, void (*body)(void*), void* closure) {
+void run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t closure_bytes) {
   const std::lock_guard<std::mutex> lock(one_grid);
   check_launch(launch);
   grid.launch = &launch;
   grid.body = body;
   grid.closure = closure;
+  if (launch.early) {  // its threads may read the arguments, though nothing orders them with who wrote them
+    if (closure_bytes > sizeof grid.arguments) throw Error(launch_name(launch) + ": too many arguments");
+    copy_bytes(grid.arguments, closure, closure_bytes);
+    grid.closure = grid.arguments;
+  }
   grid.random_state = options.seed * 0x9E3779B97F4A7C15u + 1;
   grid.failed = false;
   adopt_thread(grid.scheduler);
@@ -533,6 +541,11 @@ int barrier_count(bool predicate, const char* what, Where where) {
   votes += predicate ? 1 : 0;
   barrier_sync(0, 0, what, where);
   return votes;
+}
+
+void wait_for_previous_launch() {
+  grid.start.acquire();
+  self().has_waited_for_previous_launch = true;
 }
 
 // ---- clusters -------------------------------------------------------------------------------------------------------

@@ -70,8 +70,9 @@ struct Launch {
   dim3 grid, block;
   dim3 cluster;
   size_t smem_bytes;
+  bool early;  // it may start before the launch before it has ended
 };
-void run_grid(const Launch& launch, void (*body)(void*), void* closure);
+void run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t closure_bytes);
 
 // The block's dynamic shared memory, of which the kernel uses `bytes`.
 void* shared_memory(size_t bytes, Where where);
@@ -101,6 +102,9 @@ void warp_collective(uint32_t mask, const char* what, Where where, void* argumen
 void shuffle(void* value, size_t bytes, int source, uint32_t mask, const char* what, Where where);
 uint32_t ballot(bool predicate, uint32_t mask, const char* what, Where where);
 int lane_index();
+
+// In a launch that is not early, there is nothing to wait for.
+void wait_for_previous_launch();
 
 void cluster_arrive(Where where);
 void cluster_arrive_relaxed(Where where);

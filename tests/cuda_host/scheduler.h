@@ -100,6 +100,7 @@ struct Thread : ThreadView {
   float* accumulators[kMaxWgmma];                   // of each wgmma in flight
   int wgmma_groups[kMaxGroups], wgmma_group_count;  // how much its warp had issued at each commit
   bool wgmma_fenced;
+  bool has_waited_for_previous_launch;
 
   int stores_issued, stores_done;  // by the copy engine
   int store_groups[kMaxGroups], store_group_count;

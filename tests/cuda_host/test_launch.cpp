@@ -76,11 +76,22 @@ void test_clusters_are_spread() {
   }
 }
 
+void test_early_launches_are_allowed_to_be() {
+  for (const bool early : {false, true}) {
+    asked = {};
+    RNN_EXT_LAUNCH_EARLY(kernel, dim3(16), dim3(32), 0, nullptr, early, 1);
+    const auto* const allowed = asked.attribute(cudaLaunchAttributeProgrammaticStreamSerialization);
+    check((allowed != nullptr && allowed->programmaticStreamSerializationAllowed == 1) == early, "an early launch");
+    check(early || asked.config.numAttrs == 0, "no attributes of one that is not");
+  }
+}
+
 }  // namespace
 
 int main() {
   test_plain_launches_ask_for_nothing();
   test_much_shared_memory_is_asked_for();
   test_clusters_are_spread();
+  test_early_launches_are_allowed_to_be();
   return failures == 0 ? 0 : 1;
 }

@@ -549,6 +549,25 @@ TEST(cluster_launch_limits) {
   CHECK(contains(launch(6, 4), "the grid is not a multiple of the cluster"));
 }
 
+__global__ void count_launches(int* count, bool waits) {
+  ptx::let_next_launch_start();
+  ptx::prefetch_to_l2(count);
+  if (!waits) return;
+  ptx::wait_for_previous_launch();
+  if (threadIdx.x == 0) ++*count;
+}
+
+TEST(early_launches_wait_for_the_one_before) {
+  for_each_seed([](int) {
+    int count = 0;
+    for (int i = 0; i < 3; ++i) RNN_EXT_LAUNCH_EARLY(count_launches, dim3(1), dim3(64), 0, nullptr, true, &count, true);
+    CHECK(count == 3);
+    CHECK(contains(
+        error_of([&] { RNN_EXT_LAUNCH_EARLY(count_launches, dim3(1), dim3(64), 0, nullptr, true, &count, false); }),
+        "returned without a wait for the previous launch"));
+  });
+}
+
 // ---- mbarrier -------------------------------------------------------------------------------------------------------
 
 // Warp 0 fills a ring of two slots, warp 1 reads it: both wait for the other's phases.
