@@ -114,8 +114,9 @@ KERNELS = [
         "staged_64x64",
     ),
     *("tf32_16x64", "tf32_64x64", "tf32_128x128", "tiled_16x64:8", "tiled_64x64:3", "tiled_64x64:3:workspace"),
-    *("wgmma_128x256", "wgmma_128x128", "wgmma_128x64", "wgmma_tf32_128x256", "wgmma_tf32_128x128"),
-    *("wgmma_tf32_128x64", "3xtf32_128x128", "3xtf32_128x64", "library"),
+    *("wgmma_128x256", "wgmma_128x256:2", "wgmma_128x256:4", "wgmma_128x128", "wgmma_128x64"),
+    *("wgmma_tf32_128x256", "wgmma_tf32_128x256:4", "wgmma_tf32_128x128", "wgmma_tf32_128x64"),
+    *("3xtf32_128x128", "3xtf32_128x64", "library"),
 ]
 
 

@@ -130,6 +130,11 @@ FAULTS = {
     "no_fence_of_inits": ("forward_wgmma_256", {"tsan": IN_WGMMA}),
     "peer_not_asked": ("forward_wgmma_256", {"plain": WRONG, "tsan": IN_WGMMA}),
     "peer_exits_early": ("forward_wgmma_256", {"plain": IN_WGMMA + ": .* has returned", "tsan": IN_WGMMA}),
+    "same_part_of_k": ("forward_wgmma_in_4", {"plain": WRONG}),
+    "sums_over_stages": ("forward_wgmma_in_2", {"plain": WRONG, "tsan": IN_WGMMA}),
+    "sums_not_released": ("forward_wgmma_in_2", {"tsan": IN_WGMMA}),
+    "no_wait_for_sums": ("forward_wgmma_in_4", {"plain": WRONG, "tsan": IN_WGMMA}),
+    "sums_not_kept": ("forward_wgmma_in_4", {"plain": IN_WGMMA + ": .* has returned", "tsan": IN_WGMMA}),
     "tf32_not_rounded": ("forward_wgmma_tf32_128x64", {"plain": WRONG}),
     "split_no_proxy_fence": ("forward_wgmma_128", {"tsan": IN_WGMMA}),
     "split_no_barrier": ("forward_wgmma_128", {"plain": WRONG, "tsan": IN_WGMMA}),
@@ -255,12 +260,12 @@ def test_the_map_names_every_header() -> None:
 needs_nvcc = pytest.mark.skipif(cubin.why_not() is not None, reason=cubin.why_not() or "")
 
 # Instructions that the code of an architecture must contain, in some kernel of the file.
+STARTS_EARLY = ["PREEXIT", "ACQBULK", r"CCTL\.E\.PF2"]
 REQUIRED = {
     "forward_gemv_float.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"SHFL\.BFLY"], "sm_90a": STARTS_EARLY},
     "forward_gemv_double.cu": {"sm_75": [r"LDG\.E\.128", "DFMA", r"SHFL\.BFLY"], "sm_90a": STARTS_EARLY},
     "forward_gemv_half.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"MUFU\.TANH"], "sm_90a": STARTS_EARLY},
     "forward_gemv_bfloat16.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"MUFU\.TANH"], "sm_90a": STARTS_EARLY},
-STARTS_EARLY = ["PREEXIT", "ACQBULK", r"CCTL\.E\.PF2"]
     "forward_tiled_float.cu": {
         "sm_75": ["FFMA", r"LDS(\.U)?\.128", r"STG\.E\.128", r"ATOMG?\.E\.INC\.STRONG\.GPU"],
         "sm_80": [r"LDGSTS\.E ", r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.1688\.F32\.TF32"],
@@ -297,6 +302,7 @@ STARTS_EARLY = ["PREEXIT", "ACQBULK", r"CCTL\.E\.PF2"]
             r"STSM\.16\.M88\.4",
             r"SYNCS\.PHASECHK",
             r"UTMACCTL\.PF",
+            r"LD\.E\.128",  # of other blocks' shared memory
             r"USETMAXREG",
             *(rf"HGMMA\.64x{n}x16\.F32{t}" for n in (64, 128, 256) for t in (" ", r"\.BF16")),
             *(rf"HGMMA\.64x{n}x8\.F32\.TF32" for n in (64, 128, 256)),
@@ -333,13 +339,13 @@ STARTS_EARLY = ["PREEXIT", "ACQBULK", r"CCTL\.E\.PF2"]
             r"UTMALDG\.2D\.MULTICAST",
             r"UTMASTG\.2D",
             r"STSM\.16\.M88\.4",
+            *STARTS_EARLY,
             r"UCGABAR_ARV",
             r"UCGABAR_WAIT",
             r"SYNCS\.ARRIVE\.TRANS64\.RED",
             r"SYNCS\.PHASECHK",
             r"USETMAXREG\.DEALLOC",
             r"USETMAXREG\.TRY_ALLOC",
-            *STARTS_EARLY,
             *(rf"HGMMA\.64x{n}x16\.F32{t}" for n in (64, 128, 256) for t in (" ", r"\.BF16")),
             *(rf"HGMMA\.64x{n}x8\.F32\.TF32" for n in (64, 128, 256)),
         ],
@@ -371,12 +377,6 @@ def test_compiled_code(file: Path, arch: str) -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("file", sorted(build.KERNELS.glob("forward_tiled_*.cu")), ids=lambda f: f.name)
-def test_the_last_barrier_of_a_cluster_does_not_wait_for_stores(file: Path) -> None:
-    """They would have to reach memory before the arrival: they come between it and the wait."""
-    for kernel, lines in cubin.instructions(cubin.compile(file, "sm_90a")).items():
-        (_, last_arrival), (first_wait, last_wait) = (
-@needs_nvcc
 @pytest.mark.parametrize("file", sorted(build.KERNELS.glob("forward_gemv_*.cu")), ids=lambda f: f.name)
 def test_what_may_start_early_touches_no_memory_before_its_wait(file: Path) -> None:
     """But for prefetches to L2, which show nothing of what is there."""
@@ -385,6 +385,12 @@ def test_what_may_start_early_touches_no_memory_before_its_wait(file: Path) -> N
         assert [line for line in lines[:wait] if re.search(r"\b(LD|ST|LDG|STG|ATOMG?|RED)\b", line)] == [], kernel
 
 
+@needs_nvcc
+@pytest.mark.parametrize("file", sorted(build.KERNELS.glob("forward_tiled_*.cu")), ids=lambda f: f.name)
+def test_the_last_barrier_of_a_cluster_does_not_wait_for_stores(file: Path) -> None:
+    """They would have to reach memory before the arrival: they come between it and the wait."""
+    for kernel, lines in cubin.instructions(cubin.compile(file, "sm_90a")).items():
+        (_, last_arrival), (first_wait, last_wait) = (
             [i for i, line in enumerate(lines) if op in line] for op in ("UCGABAR_ARV", "UCGABAR_WAIT")
         )
         assert any("STG" in line for line in lines[last_arrival:last_wait]), kernel

@@ -160,13 +160,16 @@ def test_every_gpu_has_a_kernel_for_every_case(explain, gpu, dtype):
         ("256 1024 1024 float32", "tiled_"),
         ("256 1024 1024 float32 h100 tf32", "tf32_"),
         pytest.param("1024 4096 4096 bfloat16", "wgmma_128x256", marks=needs_wgmma),
-        pytest.param("1024 1024 1024 float16 h200", "wgmma_128x128", marks=needs_wgmma),
+        pytest.param(
+            "1024 1024 1024 float16 h200", "wgmma_128x256 .* clusters of 8, .* K split in 4", marks=needs_wgmma
+        ),
+        pytest.param("1024 2048 2048 bfloat16", "wgmma_128x256 .* clusters of 4, .* K split in 2", marks=needs_wgmma),
         ("1024 1023 1024 float16", "staged_"),  # rows that the copy engine can't take
         ("16 1024 1024 float16", "tiled_"),  # too few tiles for wgmma
         ("1024 4096 4096 bfloat16 a100", "tiled_"),
         pytest.param("1024 4096 4096 float32", "3xtf32_", marks=needs_wgmma),
         pytest.param("4096 4096 4096 float32 h100 tf32", "wgmma_tf32_128x256", marks=needs_wgmma),
-        pytest.param("1024 1024 1024 float32 h100 tf32", "wgmma_tf32_128x128", marks=needs_wgmma),
+        pytest.param("1024 1024 1024 float32 h100 tf32", "wgmma_tf32_128x256 .* K split in 4", marks=needs_wgmma),
         ("4096 4096 4096 float32 a100 tf32", "tf32_"),
         ("8192 256 256 float32", "tiled_"),  # sums too short for it
         ("4096 4096 4096 float16 t4", "staged_"),
@@ -224,6 +227,13 @@ def test_the_forced_kernels_are_the_ones_that_run(explain):
         ("64 64 64 float32", "tiled_64x64:9", "K can't be split in 9"),
         pytest.param("64 60 64 float16", "wgmma_128x64", "the copy engine needs rows", marks=needs_wgmma),
         ("64 64 64 float16", "wgmma_128x64:2", "wgmma_128x64 does not split K over blocks"),
+        ("64 64 64 float16", "wgmma_128x256:3", "wgmma_128x256 splits K in 2 or 4, not 3"),
+        ("64 64 64 float16", "wgmma_128x256:4", "K can't be split in 4: it has 2 slices"),
+        (
+            "64 256 256 float16",
+            "wgmma_128x256:4:workspace",
+            "wgmma_128x256 splits K over the blocks of a cluster alone",
+        ),
         ("64 64 64 float32", "wgmma_128x64", "it is not compiled for this dtype"),
         ("64 64 64 float16 b200", "wgmma_128x64", "it is not for compute capability 10.0"),
         ("64 64 64 float32", "library:2", "the library does not split K over blocks"),

@@ -73,26 +73,41 @@ double tiled_microseconds(const TiledKernel& k, const ForwardCase& c, const Devi
   return us + clocks / (m.ghz * 1e3);
 }
 
-int64_t wgmma_clusters(const WgmmaKernel& k, const ForwardCase& c, const Device& d) {
-  const int64_t tiles = ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn);
-  return std::max<int64_t>(1, std::min<int64_t>(tiles, d.multiprocessors / k.cluster));
+// Tiles of as many rows as a cluster has blocks for.
+int64_t wgmma_tiles(const WgmmaKernel& k, const ForwardCase& c) {
+  return ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn);
 }
 
-double wgmma_microseconds(const WgmmaKernel& k, const ForwardCase& c, const Device& d) {
+// How many run at the same time. (Of clusters of 8, an H100 should hold 16: its multiprocessors come in groups of 16
+// and more that a cluster does not leave.)
+int64_t wgmma_clusters(const WgmmaKernel& k, const ForwardCase& c, const Device& d, int splits) {
+  return std::max<int64_t>(1, std::min<int64_t>(wgmma_tiles(k, c), d.multiprocessors / (k.cluster * splits)));
+}
+
+int64_t wgmma_k_tiles(const ForwardCase& c) {
+  const int64_t bk = 128 / bytes_of(c.dtype);
+  return ceil_div(c.input_size, bk) + (c.hx ? ceil_div(c.hidden_size, bk) : 0);
+}
+
+double wgmma_microseconds(const WgmmaKernel& k, const ForwardCase& c, const Device& d, int splits) {
   const Machine m = machine_of(d.compute_capability);
   const double size = bytes_of(c.dtype), bk = 128 / size;
-  const int64_t tiles = ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn);
-  const double rounds = double(ceil_div(tiles, wgmma_clusters(k, c, d)));
-  const double k_tiles =
-      double(ceil_div(c.input_size, int64_t(bk)) + (c.hx ? ceil_div(c.hidden_size, int64_t(bk)) : 0));
+  const int64_t tiles = wgmma_tiles(k, c);
+  const double rounds = double(ceil_div(tiles, wgmma_clusters(k, c, d, splits)));
+  const double k_tiles = double(ceil_div(wgmma_k_tiles(c), splits));
   const double rows = double(std::min<int64_t>(k.bm, c.batch)),
                columns = double(std::min<int64_t>(k.bn, c.hidden_size)) / k.cluster;
   const double bytes = (rows + columns) * bk * size;
   double clocks = rounds * k_tiles * std::max(wgmma_clocks(k.bn, k.math), bytes / m.l2_bytes);
-  clocks = std::max(clocks, double(tiles * k.cluster) * k_tiles * bytes / m.l2_total_bytes);
+  clocks = std::max(clocks, double(tiles * k.cluster * splits) * k_tiles * bytes / m.l2_total_bytes);
   // Through shared memory once each way, while the tensor cores wait.
-  clocks += rounds * k.bm * k.bn * (1 / kSpecialFunctions + 2 * size / kSmemBytes);
-  return kRamp + kTensorMapFill + kLatency + kRound + (k.cluster > 1 ? kClusterSync : 0) + clocks / (m.ghz * 1e3);
+  clocks += rounds * k.bm * k.bn / splits * (1 / kSpecialFunctions + 2 * size / kSmemBytes);
+  double us = kRamp + kTensorMapFill + kLatency + kRound + (k.cluster > 1 ? kClusterSync : 0);
+  if (splits > 1) {
+    us += 2 * kClusterSync;
+    clocks += rounds * k.bm * k.bn * 4 * (1 / kSmemBytes + (splits - 1.0) / splits / kClusterBytes);
+  }
+  return us + clocks / (m.ghz * 1e3);
 }
 
 // In tiles of 128 x 256: small ones may be less of a loss than that, but it is large shapes that the choice is about.
@@ -150,8 +165,18 @@ std::string why_not_wgmma(const WgmmaKernel& k, const ForwardCase& c, const Devi
   if (const std::string why = why_no_wgmma(d, c.tensor_maps); !why.empty()) return why;
   if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
   if (k.math == Math::kSplitTf32 && !c.split_tf32) return "RNN_EXT_3XTF32=0 forbids it";
-  if (ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn) > INT32_MAX / 2) {
-    return "there are more tiles than it counts";
+  if (wgmma_tiles(k, c) > INT32_MAX / 16) return "there are more tiles than it counts";
+  return "";
+}
+
+std::string why_not_split(const WgmmaKernel& k, const ForwardCase& c, int splits) {
+  if (splits == 1) return "";
+  if (splits > k.most_splits || (splits & (splits - 1)) != 0) {
+    return k.most_splits == 1 ? std::string(k.name) + " does not split K over blocks"
+                              : std::string(k.name) + " splits K in 2 or 4, not " + std::to_string(splits);
+  }
+  if (wgmma_k_tiles(c) < splits) {
+    return "K can't be split in " + std::to_string(splits) + ": it has " + std::to_string(wgmma_k_tiles(c)) + " slices";
   }
   return "";
 }
@@ -193,6 +218,8 @@ ForwardPlan plan_gemv(const ForwardCase& c, const Device& d) {
     plan.warps_per_row *= 2;
   }
   plan.blocks = ceil_div(row_groups, kGemvWarps / plan.warps_per_row);
+  // Only where it is sure that the kernel was compiled with the wait: code for an older architecture has none.
+  plan.early = d.compute_capability == 90 && has_wgmma_code();
   plan.microseconds = gemv_microseconds(c, d, plan.blocks);
   return plan;
 }
@@ -213,15 +240,16 @@ ForwardPlan plan_tiled(int index, const ForwardCase& c, const Device& d, int spl
   return plan;
 }
 
-ForwardPlan plan_wgmma(int index, const ForwardCase& c, const Device& d) {
+ForwardPlan plan_wgmma(int index, const ForwardCase& c, const Device& d, int splits) {
   const WgmmaKernel& k = kWgmmaKernels[index];
   ForwardPlan plan;
   plan.family = ForwardPlan::Family::kWgmma;
   plan.kernel = index;
-  // Only where it is sure that the kernel was compiled with the wait: code for an older architecture has none.
-  plan.early = d.compute_capability == 90 && has_wgmma_code();
-  plan.blocks = wgmma_clusters(k, c, d) * k.cluster;
-  plan.microseconds = wgmma_microseconds(k, c, d);
+  plan.splits = splits;
+  // A cluster that splits K has one tile alone.
+  plan.blocks = (splits > 1 ? wgmma_tiles(k, c) : wgmma_clusters(k, c, d, 1)) * k.cluster * splits;
+  if (splits > 1) plan.reduction = Reduction::kCluster;
+  plan.microseconds = wgmma_microseconds(k, c, d, splits);
   return plan;
 }
 
@@ -260,7 +288,12 @@ std::vector<Candidate<ForwardPlan>> candidates(const ForwardCase& c, const Devic
   for (int i = 0; i < kNumWgmmaKernels; ++i) {
     if (!kWgmmaKernels[i].takes(c.dtype)) continue;
     const std::string why = why_not_wgmma(kWgmmaKernels[i], c, d);
-    all.push_back({plan_wgmma(i, c, d), why.empty() ? why_only_forced(kWgmmaKernels[i], c) : why});
+    all.push_back({plan_wgmma(i, c, d, 1), why.empty() ? why_only_forced(kWgmmaKernels[i], c) : why});
+    for (int splits = 2; splits <= kWgmmaKernels[i].most_splits; splits *= 2) {
+      const ForwardPlan plan = plan_wgmma(i, c, d, splits);  // only to fill multiprocessors that have no tile
+      const bool fits = plan.blocks <= d.multiprocessors && why_not_split(kWgmmaKernels[i], c, splits).empty();
+      if (why.empty() && fits) all.push_back({plan, ""});
+    }
   }
   all.push_back({plan_library(c, d), why_only_forced_library(c, d)});
   return all;
@@ -288,9 +321,10 @@ ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const char* force
   }
   for (int i = 0; i < kNumWgmmaKernels; ++i) {
     if (name != kWgmmaKernels[i].name) continue;
-    if (splits > 1) fail(name + " does not split K over blocks");
+    if (workspace) fail(name + " splits K over the blocks of a cluster alone");
+    if (const std::string why = why_not_split(kWgmmaKernels[i], c, splits); !why.empty()) fail(why);
     if (const std::string why = why_not_wgmma(kWgmmaKernels[i], c, d); !why.empty()) fail(why);
-    return plan_wgmma(i, c, d);
+    return plan_wgmma(i, c, d, splits);
   }
   std::string why;
   for (int i = 0; i < kNumTiledKernels; ++i) {
@@ -326,9 +360,9 @@ std::string describe(const ForwardPlan& plan, const ForwardCase& c) {
     std::snprintf(text, sizeof text, "%d launches", c.hx ? 3 : 2);
   } else if (plan.family == ForwardPlan::Family::kWgmma) {
     const WgmmaKernel& k = kWgmmaKernels[plan.kernel];
-    std::snprintf(text, sizeof text, "%6lld blocks of 384 threads in clusters of %d, %lld tiles",
-                  static_cast<long long>(plan.blocks), k.cluster,
-                  static_cast<long long>(ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn)));
+    std::snprintf(text, sizeof text, "%6lld blocks of 384 threads in clusters of %d, %lld tiles, K split in %d",
+                  static_cast<long long>(plan.blocks), k.cluster * plan.splits,
+                  static_cast<long long>(ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn)), plan.splits);
   } else if (plan.family == ForwardPlan::Family::kGemv) {
     std::snprintf(text, sizeof text, "%6lld blocks, %d rows of the weights a warp group of %d",
                   static_cast<long long>(plan.blocks),

@@ -100,12 +100,14 @@ constexpr TiledKernel kTiledKernels[] = {
 constexpr int kNumTiledKernels = static_cast<int>(sizeof(kTiledKernels) / sizeof(kTiledKernels[0]));
 
 // `wgmma`: sm_90a's own tensor-core instructions, fed by its copy engine, in tiles 128 high. One block a
-// multiprocessor takes tile after tile of the output, and K is never split: few tiles leave most of the GPU idle.
+// multiprocessor takes tile after tile of the output. Where there are few, `splits` blocks share the K of a tile, 1, 2
+// or 4, and a cluster has as many times more blocks.
 struct WgmmaKernel {
   const char* name;
   Math math;
   int bn;
-  int cluster;  // where the weights are most of what a tile loads, two blocks share them
+  int cluster;      // where the weights are most of what a tile loads, two blocks share them
+  int most_splits;  // smaller tiles load more for a product: the L2 cache would bound them, split or not
 
   static constexpr int bm = 128;
   constexpr bool takes(Dtype dtype) const {
@@ -115,15 +117,15 @@ struct WgmmaKernel {
 
 // clang-format off
 constexpr WgmmaKernel kWgmmaKernels[] = {
-    // name                math               BN   cluster
-    {"wgmma_128x256",      Math::kTensorCore, 256, 2},  // 2048 x 2048 and larger
-    {"wgmma_128x128",      Math::kTensorCore, 128, 1},  // fewer tiles than that leave multiprocessors idle
-    {"wgmma_128x64",       Math::kTensorCore, 64,  1},
-    {"wgmma_tf32_128x256", Math::kTf32,       256, 2},
-    {"wgmma_tf32_128x128", Math::kTf32,       128, 1},
-    {"wgmma_tf32_128x64",  Math::kTf32,       64,  1},
-    {"3xtf32_128x128",     Math::kSplitTf32,  128, 1},  // no thread has the registers for more: two sums an element
-    {"3xtf32_128x64",      Math::kSplitTf32,  64,  1},
+    // name                math               BN   cluster, splits
+    {"wgmma_128x256",      Math::kTensorCore, 256, 2, 4},  // 1024 x 1024 and larger
+    {"wgmma_128x128",      Math::kTensorCore, 128, 1, 1},
+    {"wgmma_128x64",       Math::kTensorCore, 64,  1, 1},
+    {"wgmma_tf32_128x256", Math::kTf32,       256, 2, 4},
+    {"wgmma_tf32_128x128", Math::kTf32,       128, 1, 1},
+    {"wgmma_tf32_128x64",  Math::kTf32,       64,  1, 1},
+    {"3xtf32_128x128",     Math::kSplitTf32,  128, 1, 1},  // no thread has the registers for more: two sums an element
+    {"3xtf32_128x64",      Math::kSplitTf32,  64,  1, 1},
 };
 // clang-format on
 constexpr int kNumWgmmaKernels = static_cast<int>(sizeof(kWgmmaKernels) / sizeof(kWgmmaKernels[0]));
@@ -185,11 +187,11 @@ struct ForwardPlan {
   Family family = Family::kGemv;
   int kernel = -1;        // the row of kTiledKernels or kWgmmaKernels
   int warps_per_row = 1;  // gemv: how many warps share K
-  int splits = 1;         // tiled: how many blocks share K
+  int splits = 1;         // tiled, wgmma: how many blocks share K
   Reduction reduction = Reduction::kNone;
+  bool early = false;  // gemv: the launch may overlap the end of the one before
   int64_t blocks = 0;
   int64_t workspace_bytes = 0;  // Reduction::kWorkspace: uninitialised, of this launch alone. kLibrary: x Wᵀ, and after
-  bool early = false;  // gemv: the launch may overlap the end of the one before
                                 // it h Uᵀ, unless hx is absent, in fp32 (fp64)
   double microseconds = 0;      // what the model predicts
 

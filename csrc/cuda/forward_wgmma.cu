@@ -16,10 +16,10 @@ bool forward_wgmma_takes(const ForwardParams<T>& p) {
 
 namespace {
 
-template <typename T, int kRow>
+template <typename T, int kRow, int kParts>
 cudaError_t launch_row(const ForwardParams<T>& p, int64_t blocks, cudaStream_t stream) {
   constexpr WgmmaKernel k = kWgmmaKernels[kRow];
-  using Shape = WgmmaShape<T, k.math, k.bn, k.cluster>;
+  using Shape = WgmmaShape<T, k.math, k.bn, k.cluster, kParts>;
   static_assert(Shape::BM == k.bm, "the table's idea of it");
   const bool has_hx = p.hx.data != nullptr;
   const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
@@ -44,7 +44,7 @@ cudaError_t launch_row(const ForwardParams<T>& p, int64_t blocks, cudaStream_t s
   arguments.k_tiles_input = tiles(I, Shape::BK);
   arguments.k_tiles_hx = has_hx ? tiles(H, Shape::BK) : 0;
   return RNN_EXT_LAUNCH_CLUSTER((forward_wgmma<Shape>), dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
-                                dim3(Shape::kCluster), sizeof(WgmmaSmem<Shape>), stream, arguments);
+                                dim3(Shape::kBlocks), sizeof(WgmmaSmem<Shape>), stream, arguments);
 }
 
 template <typename T, int... kRows>
@@ -53,7 +53,15 @@ cudaError_t launch_rows(std::integer_sequence<int, kRows...>, const ForwardParam
   cudaError_t e = cudaErrorInvalidValue;
   const auto try_row = [&](auto row) {
     if constexpr (kWgmmaKernels[row()].takes(kDtype<T>)) {
-      if (plan.kernel == row()) e = launch_row<T, row()>(p, plan.blocks, stream);
+      constexpr WgmmaKernel k = kWgmmaKernels[row()];
+      if (plan.kernel != row()) return;
+      if (plan.splits == 1) e = launch_row<T, row(), 1>(p, plan.blocks, stream);
+      if constexpr (k.most_splits >= 2) {
+        if (plan.splits == 2) e = launch_row<T, row(), 2>(p, plan.blocks, stream);
+      }
+      if constexpr (k.most_splits >= 4) {
+        if (plan.splits == 4) e = launch_row<T, row(), 4>(p, plan.blocks, stream);
+      }
     }
   };
   (try_row(std::integral_constant<int, kRows>()), ...);

@@ -8,6 +8,10 @@
 // It is the copy engine that rounds to tf32, on its way to shared memory: tensor_map.cuh says what is known of how. A
 // number too large for that may become an infinity, as it does in the other tf32 kernels.
 //
+// Where there are too few tiles for the GPU, the blocks of a cluster share the K of a tile. Each leaves its sums where
+// its stages were, and adds up a part of the columns out of all blocks' shared memory, in the order of K: bitwise the
+// same in every run.
+//
 // 3xtf32: a number is high + low, two tf32 numbers that keep 22 of its 24 bits, and a product is high high +
 // high low + low high. The consumers split each stage in shared memory before they multiply it, the next one's while
 // the tensor cores are busy with this one's. The tensor cores' own sums are truncated, which over a long K would be a
@@ -40,7 +44,18 @@ template <typename Shape>
 struct WgmmaSmem : WgmmaLowSmem<Shape>, WgmmaRing<Shape> {
   float bias[2][Shape::BN];  // b_ih + b_hh, of this tile and of the next
   uint64_t bias_full[2], bias_empty[2];
+  uint64_t sums_full, sums_read;  // where K is split: by the warps of all blocks that share it
 };
+
+// The k-tiles that are this block's.
+struct KTiles {
+  int begin, end;
+};
+template <typename Shape, typename T>
+__device__ __forceinline__ KTiles k_tiles_of_block(const WgmmaArguments<T>& p) {
+  const int all = p.k_tiles_input + p.k_tiles_hx, part = part_of_k<Shape>();
+  return {all * part / Shape::kParts, all * (part + 1) / Shape::kParts};
+}
 
 // ---- the producer ---------------------------------------------------------------------------------------------------
 
@@ -49,11 +64,13 @@ template <typename Shape, typename T>
 __device__ void fill_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, RingPosition<Shape::kStages>& at,
                           int first, int step, int rank) {
   constexpr int kRowsOfB = Shape::BN / Shape::kCluster;
+  const KTiles mine = k_tiles_of_block<Shape>(p);
   for (int index = first; index < p.tiles_m * p.tiles_n; index += step) {
     const TileAt<Shape> tile(index, p.tiles_m, p.tiles_n);
     const int m0 = (tile.m * Shape::kCluster + rank) * Shape::BM;
     const int n0 = tile.n * Shape::BN + rank * kRowsOfB;
-    fill_stages<Shape>(smem, at, p.k_tiles_input + p.k_tiles_hx, [&](int k, T* a, T* b, uint64_t* full) {
+    fill_stages<Shape>(smem, at, mine.end - mine.begin, [&](int i, T* a, T* b, uint64_t* full) {
+      const int k = i + (RNN_EXT_PLANTED(same_part_of_k) ? 0 : mine.begin);
       const bool is_input = k < p.k_tiles_input;
       const int k0 = (is_input ? k : k - p.k_tiles_input) * Shape::BK;
       ptx::tma_load(a, is_input ? &p.input : &p.hx, k0, m0, full);
@@ -112,11 +129,12 @@ __device__ __forceinline__ float recompute(const ForwardParams<float>& p, int64_
 
 // f(sums + bias) of this warp's 16 rows of the tile from (row, column) on.
 template <Nonlinearity f, typename Shape, typename T>
-__device__ void store_output(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, const float (&acc)[Shape::BN / 2],
-                             const float* bias, int row, int column, bool is_leader, int& buffer) {
+__device__ void store_output(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem,
+                             const float (&acc)[Shape::BN / Shape::kParts / 2], const float* bias, int row, int column,
+                             bool is_leader, int& buffer) {
   constexpr int kColumns = WgmmaRing<Shape>::kStoreColumns;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  store_rows<Shape>(&p.output, smem, row, column, is_leader, buffer, [&](T* out, int part) {
+  store_rows<Shape, Shape::BN / Shape::kParts>(&p.output, smem, row, column, is_leader, buffer, [&](T* out, int part) {
     const auto pair = [&](int block, int i) {
       const int local = part * (kColumns / 8) + block;
       const float2 b = *reinterpret_cast<const float2*>(bias + local * 8 + lane % 4 * 2);
@@ -223,6 +241,44 @@ __device__ __forceinline__ void multiply_split(WgmmaSmem<Shape>& smem, RingPosit
   at.advance();
 }
 
+// Where K is split: the sums of all parts of it, of this block's part of the columns. The stages have been read by
+// everyone, and none are to come.
+template <typename Shape>
+__device__ __forceinline__ void add_up_parts(WgmmaSmem<Shape>& smem, int rank, const float (&own)[Shape::BN / 2],
+                                             float (&all)[Shape::BN / Shape::kParts / 2]) {
+  constexpr int kVectors = Shape::BN / 8;  // a thread's, of four sums each
+  static_assert(sizeof smem.b >= kVectors * Shape::kConsumerThreads * sizeof(float4) && kVectors % Shape::kParts == 0);
+  const int consumer = static_cast<int>(threadIdx.x) - 128, lane = consumer % 32;
+  auto* const sums = reinterpret_cast<float4*>(smem.b) + consumer;
+  if (!RNN_EXT_PLANTED(sums_over_stages)) ptx::named_barrier_sync(1, Shape::kConsumerThreads);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    sums[i * Shape::kConsumerThreads] = {own[4 * i], own[4 * i + 1], own[4 * i + 2], own[4 * i + 3]};
+  }
+  __syncwarp();
+  if (lane < Shape::kParts) {
+    const uint32_t there = ptx::cluster_address(&smem.sums_full, lane * Shape::kCluster + rank);
+    if (RNN_EXT_PLANTED(sums_not_released)) {
+      ptx::mbarrier_arrive_cluster(there);
+    } else {
+      ptx::mbarrier_arrive_release_cluster(there);
+    }
+  }
+  if (!RNN_EXT_PLANTED(no_wait_for_sums)) ptx::mbarrier_wait_acquire_cluster(&smem.sums_full, 0);
+#pragma unroll
+  for (float& v : all) v = 0.f;
+  const float4* const from = sums + part_of_k<Shape>() * (kVectors / Shape::kParts) * Shape::kConsumerThreads;
+#pragma unroll
+  for (int part = 0; part < Shape::kParts; ++part) {
+    const uint32_t there = ptx::cluster_address(from, part * Shape::kCluster + rank);
+#pragma unroll
+    for (int i = 0; i < kVectors / Shape::kParts; ++i) {
+      const auto v = ptx::ld_cluster<float4>(there + i * Shape::kConsumerThreads * sizeof(float4));
+      all[4 * i] += v.x, all[4 * i + 1] += v.y, all[4 * i + 2] += v.z, all[4 * i + 3] += v.w;
+    }
+  }
+}
+
 // One warpgroup.
 template <typename Shape, typename T>
 __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, int first, int step, int rank) {
@@ -233,33 +289,51 @@ __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, i
   RingPosition<2> bias_at;
   if (RNN_EXT_PLANTED(wrong_phase)) at.parity = 1;
   int out_buffer = 0;
+  const KTiles mine = k_tiles_of_block<Shape>(p);
   for (int index = first; index < p.tiles_m * p.tiles_n; index += step, bias_at.advance()) {
     const TileAt<Shape> tile(index, p.tiles_m, p.tiles_n);
     const int m0 = (tile.m * Shape::kCluster + rank) * Shape::BM, n0 = tile.n * Shape::BN;
     if constexpr (Shape::kSplit) {
-      multiply_split<Shape>(smem, at, p.k_tiles_input + p.k_tiles_hx, rank, acc);
+      multiply_split<Shape>(smem, at, mine.end - mine.begin, rank, acc);
     } else {
-      multiply<Shape>(smem, at, p.k_tiles_input + p.k_tiles_hx, rank, acc);
+      multiply<Shape>(smem, at, mine.end - mine.begin, rank, acc);
     }
 
     if (!RNN_EXT_PLANTED(no_wait_for_bias)) ptx::mbarrier_wait(&smem.bias_full[bias_at.stage], bias_at.parity);
     const int row = m0 + consumer / 32 * 16;
-    const float* const bias = smem.bias[bias_at.stage];
-    switch (p.params.nonlinearity) {
-      case Nonlinearity::kTanh:
-        store_output<Nonlinearity::kTanh>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
-        break;
-      case Nonlinearity::kRelu:
-        store_output<Nonlinearity::kRelu>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
-        break;
-      case Nonlinearity::kSigmoid:
-        store_output<Nonlinearity::kSigmoid>(p, smem, acc, bias, row, n0, is_leader, out_buffer);
-        break;
+    const auto store = [&](const float(&sums)[Shape::BN / Shape::kParts / 2]) {
+      const int column = part_of_k<Shape>() * (Shape::BN / Shape::kParts);
+      const float* const bias = smem.bias[bias_at.stage] + column;
+      switch (p.params.nonlinearity) {
+        case Nonlinearity::kTanh:
+          store_output<Nonlinearity::kTanh>(p, smem, sums, bias, row, n0 + column, is_leader, out_buffer);
+          break;
+        case Nonlinearity::kRelu:
+          store_output<Nonlinearity::kRelu>(p, smem, sums, bias, row, n0 + column, is_leader, out_buffer);
+          break;
+        case Nonlinearity::kSigmoid:
+          store_output<Nonlinearity::kSigmoid>(p, smem, sums, bias, row, n0 + column, is_leader, out_buffer);
+          break;
+      }
+    };
+    if constexpr (Shape::kParts == 1) {
+      store(acc);
+    } else {
+      float sums[Shape::BN / Shape::kParts / 2];
+      add_up_parts<Shape>(smem, rank, acc, sums);
+      store(sums);
+      // What was loaded is there, as it has been stored. This block must not exit before the others can say so.
+      const int lane = consumer % 32;
+      if (lane < Shape::kParts) {
+        ptx::mbarrier_arrive_release_cluster(ptx::cluster_address(&smem.sums_read, lane * Shape::kCluster + rank));
+      }
     }
+    if (Shape::kParts > 1) break;  // one tile alone: the compiler need not keep `acc` for the next
     if (is_leader) ptx::mbarrier_arrive(&smem.bias_empty[bias_at.stage]);  // the warp had to meet after its last use
   }
   if (RNN_EXT_PLANTED(no_wait_for_wgmma)) ptx::wgmma_wait_all(acc);
   if (is_leader) ptx::tma_store_wait_read<0>();
+  if (Shape::kParts > 1 && !RNN_EXT_PLANTED(sums_not_kept)) ptx::mbarrier_wait_acquire_cluster(&smem.sums_read, 0);
 }
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
@@ -276,6 +350,8 @@ __device__ void prepare(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem) {
     ptx::mbarrier_init(&smem.bias_full[i], Shape::kAssistants);
     ptx::mbarrier_init(&smem.bias_empty[i], Shape::kConsumerThreads / 32);
   }
+  ptx::mbarrier_init(&smem.sums_full, Shape::kParts * Shape::kConsumerThreads / 32);
+  ptx::mbarrier_init(&smem.sums_read, Shape::kParts * Shape::kConsumerThreads / 32);
 }
 
 template <typename Shape>

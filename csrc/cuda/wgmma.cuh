@@ -8,7 +8,7 @@
 // so that ragged sizes cost nothing and need no code.
 //
 // In a cluster of two, the blocks take tiles one below the other. They need the same B: each loads half of it, into
-// both.
+// both. Where K is split, a cluster is as many times as large, and takes one tile a block of the first part of K.
 #pragma once
 #include "math.cuh"
 #include "ptx_sm90.cuh"
@@ -16,13 +16,14 @@
 
 namespace rnn_ext::cuda {
 
-template <typename T_, Math kMath, int BN_, int kCluster_>
+template <typename T_, Math kMath, int BN_, int kCluster_, int kParts_ = 1>
 struct WgmmaShape {
   using T = T_;
   static constexpr bool kTf32 = kMath == Math::kTf32;        // rounded to it on the way into shared memory
   static constexpr bool kSplit = kMath == Math::kSplitTf32;  // into two tf32 numbers
   static constexpr int BM = 128, BN = BN_, BK = kTileRowBytes / sizeof(T), kCluster = kCluster_;
-  static constexpr int kConsumers = BM / 64;  // warpgroups
+  static constexpr int kParts = kParts_, kBlocks = kCluster * kParts;  // parts of K, blocks of a cluster
+  static constexpr int kConsumers = BM / 64;                           // warpgroups
   static constexpr int kConsumerThreads = 128 * kConsumers, kThreads = 128 + kConsumerThreads;
   static constexpr int kAssistants = 96;  // threads of the producer's warpgroup that are not its warp
   static constexpr int kStageBytes = (BM + BN) * kTileRowBytes;
@@ -76,6 +77,16 @@ struct TileAt {
   }
 };
 
+// Which part of K this block has, and the rank in the cluster of the first of the blocks that share B with it.
+template <typename Shape>
+__device__ __forceinline__ int part_of_k() {
+  return Shape::kParts == 1 ? 0 : static_cast<int>(ptx::cluster_rank()) / Shape::kCluster;
+}
+template <typename Shape>
+__device__ __forceinline__ int first_rank() {
+  return part_of_k<Shape>() * Shape::kCluster;
+}
+
 // ---- the producer ---------------------------------------------------------------------------------------------------
 
 // Fills the next k_tiles stages: load(k, a, b, full) asks the copy engine for k-tile k, all of whose bytes, from this
@@ -107,7 +118,8 @@ __device__ __forceinline__ void load_shared(typename Shape::T* b, const CUtensor
   if constexpr (Shape::kCluster == 1) {
     ptx::tma_load(b, map, x, y, full);
   } else {
-    ptx::tma_load_multicast(b, map, x, y, full, (1 << Shape::kCluster) - 1);
+    ptx::tma_load_multicast(b, map, x, y, full,
+                            static_cast<uint16_t>(((1 << Shape::kCluster) - 1) << first_rank<Shape>()));
   }
 }
 
@@ -121,8 +133,8 @@ __device__ __forceinline__ void release_stage(WgmmaRing<Shape>& ring, int stage,
   if constexpr (Shape::kCluster == 1) {
     ptx::mbarrier_arrive(&ring.empty[stage]);
   } else {
-    ptx::mbarrier_arrive_cluster(
-        ptx::cluster_address(&ring.empty[stage], RNN_EXT_PLANTED(peer_not_asked) ? rank : peer));
+    ptx::mbarrier_arrive_cluster(ptx::cluster_address(
+        &ring.empty[stage], first_rank<Shape>() + (RNN_EXT_PLANTED(peer_not_asked) ? rank : peer)));
   }
 }
 
@@ -157,16 +169,17 @@ __device__ __forceinline__ void multiply(WgmmaRing<Shape>& ring, RingPosition<Sh
   if (!RNN_EXT_PLANTED(early_release)) release_stage(ring, previous, rank);
 }
 
-// Stores this warp's 16 rows of the tile, from (row, column) of the matrix on: through shared memory, 128 bytes a row
-// at a time in two buffers. put(out, part) writes those of one part, at swizzled places. The copy engine leaves out
-// what lies beyond the matrix.
-template <typename Shape, typename Put>
+// Stores 16 rows of kWidth columns, this warp's of the tile, from (row, column) of the matrix on: through shared
+// memory, 128 bytes a row at a time in two buffers. put(out, part) writes those of one part, at swizzled places. The
+// copy engine leaves out what lies beyond the matrix.
+template <typename Shape, int kWidth = Shape::BN, typename Put>
 __device__ __forceinline__ void store_rows(const CUtensorMap* map, WgmmaRing<Shape>& ring, int row, int column,
                                            bool is_leader, int& buffer, Put put) {
   constexpr int kColumns = WgmmaRing<Shape>::kStoreColumns;
   const int warp = static_cast<int>(threadIdx.x) / 32 - 4;
+  static_assert(kWidth % kColumns == 0);
 #pragma unroll
-  for (int part = 0; part < Shape::BN / kColumns; ++part, buffer ^= 1) {
+  for (int part = 0; part < kWidth / kColumns; ++part, buffer ^= 1) {
     auto* const out = ring.out[warp][buffer];
     if (is_leader && !RNN_EXT_PLANTED(no_wait_for_stores)) ptx::tma_store_wait_read<1>();
     __syncwarp();
@@ -215,16 +228,15 @@ __device__ __forceinline__ void run_specialised(WgmmaRing<Shape>& ring, Produce 
     if (!RNN_EXT_PLANTED(no_fence_of_inits)) ptx::fence_mbarrier_init();
   }
   int rank = 0;
-  if constexpr (Shape::kCluster > 1) {
-    rank = static_cast<int>(ptx::cluster_rank());
+  if constexpr (Shape::kBlocks > 1) {
+    rank = static_cast<int>(ptx::cluster_rank()) % Shape::kCluster;
     ptx::cluster_arrive_relaxed();  // the inits are all that there is to see, and their fence takes care of them
     ptx::cluster_wait();
   } else {
     __syncthreads();
   }
 
-  const int first = static_cast<int>(blockIdx.x) / Shape::kCluster,
-            step = static_cast<int>(gridDim.x) / Shape::kCluster;
+  const int first = static_cast<int>(blockIdx.x) / Shape::kBlocks, step = static_cast<int>(gridDim.x) / Shape::kBlocks;
   if (threadIdx.x < 128) {
     ptx::release_registers<Shape::kProducerRegisters>();
     if (threadIdx.x >= 32) {

@@ -74,6 +74,11 @@ namespace emu {
   fault(no_fence_of_inits) \
   fault(peer_not_asked) \
   fault(peer_exits_early) \
+  fault(same_part_of_k) \
+  fault(sums_over_stages) \
+  fault(sums_not_released) \
+  fault(no_wait_for_sums) \
+  fault(sums_not_kept) \
   fault(tf32_not_rounded) \
   fault(split_no_proxy_fence) \
   fault(split_no_barrier) \

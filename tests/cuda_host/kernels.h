@@ -53,11 +53,17 @@ cudaError_t launch_forward(const ForwardParams<T>& p, cudaStream_t) {
   return launch_plan(p, plan_forward(forward_case(p, false, true), {kComputeCapability}, nullptr));
 }
 
-// Tiles 128 high and BN wide, on as many multiprocessors as the test says. fp32: as three products of tf32.
-template <typename T, int BN>
+// Tiles 128 high and BN wide, on as many multiprocessors as the test says. fp32: as three products of tf32. K is split
+// as often as it can be, up to kSplits.
+template <typename T, int BN, int kSplits = 1>
 cudaError_t launch_wgmma(const ForwardParams<T>& p, cudaStream_t) {
+  const int64_t bk = 128 / sizeof(T);
+  const int64_t k_tiles = ceil_div(p.input_size, bk) + (p.hx.data != nullptr ? ceil_div(p.hidden_size, bk) : 0);
+  int splits = kSplits;
+  while (splits > k_tiles) splits /= 2;
   const std::string name = (sizeof(T) == 4 ? "3xtf32_128x" : "wgmma_128x") + std::to_string(BN);
-  return launch_plan(p, plan_forward(forward_case(p, false, true), {90, emu::options.multiprocessors}, name.c_str()));
+  const std::string forced = name + ":" + std::to_string(splits);
+  return launch_plan(p, plan_forward(forward_case(p, false, true), {90, emu::options.multiprocessors}, forced.c_str()));
 }
 
 template <typename T>
@@ -75,6 +81,8 @@ constexpr ForwardKernel<T> kForwardKernels[] = {
     {"forward_wgmma_64", &launch_wgmma<T, 64>, &forward_wgmma_takes<T>},
     {"forward_wgmma_128", &launch_wgmma<T, 128>, &forward_wgmma_takes<T>},
     {"forward_wgmma_256", &launch_wgmma<T, 256>, &forward_wgmma_takes<T>, sizeof(T) == 2},
+    {"forward_wgmma_in_2", &launch_wgmma<T, 256, 2>, &forward_wgmma_takes<T>, sizeof(T) == 2},
+    {"forward_wgmma_in_4", &launch_wgmma<T, 256, 4>, &forward_wgmma_takes<T>, sizeof(T) == 2},
 };
 
 // With a workspace of exactly the size that the plan asks for, where an out-of-bounds access shows.

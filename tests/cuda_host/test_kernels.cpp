@@ -708,13 +708,17 @@ void test_wgmma_rounds(const std::string& name) {
 }
 
 // What kernels.h has no row for: fp32 where tf32 is allowed.
-void test_wgmma_tf32(const std::string& name) {
+void test_wgmma_tf32(const std::string& name, int most_splits) {
   test_wgmma_rounds(name);
   for (const Case& c : aligned_cases()) {
     const auto launch = [&](const ForwardParams<float>& p) {
       return forced_launch(name, true, {90, 2 + static_cast<int>(emu::options.seed % 2)})(p);  // several tiles a block
     };
     test_forward<float>(name.c_str(), c, launch, kTf32ProductUnit);
+  }
+  const Case deep = {130, 100, 72, Layout::kAlignedRows, Nonlinearity::kTanh, true, true};
+  for (int splits = 2; splits <= most_splits; splits *= 2) {
+    test_forced<float>(deep, name + ":" + std::to_string(splits), 90, /*tf32=*/true);
   }
 }
 
@@ -749,7 +753,7 @@ const bool registered_by_name = [] {
                                   test_tiled<__nv_bfloat16>(k);
                                 }
                                 for (const WgmmaKernel& k : kWgmmaKernels) {
-                                  if (std::string("forward_") + k.name == name) test_wgmma_tf32(k.name);
+                                  if (std::string("forward_") + k.name == name) test_wgmma_tf32(k.name, k.most_splits);
                                 }
                               }});
   }
