@@ -202,8 +202,7 @@ def main() -> None:
 
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    sources = [f for f in sorted(glob.glob("csrc/*.cpp") + glob.glob("csrc/cpu/*.cpp")) if f != "csrc/ops_cuda.cpp"]
-    sources += sorted(glob.glob("csrc/cuda/*.cpp"))  # which kernel runs when, also told where there is no CUDA
+    sources = [f for f in sorted(glob.glob("csrc/**/*.cpp", recursive=True)) if not f.endswith("_cuda.cpp")]
     macros = [
         ("RNN_EXT_CUDA_ARCHS", f'"{archs}"'),
         ("RNN_EXT_TORCH", f'"{torch.__version__}"'),  # another torch: other commands, so that nothing old is linked
@@ -213,7 +212,7 @@ def main() -> None:
     cxx_flags += ["-Wframe-larger-than=32768", "-Werror=frame-larger-than=32768"]  # a thread may have 128 KB
     nvcc_flags = ["-O3", "-lineinfo"]
     if toolkit is not None:
-        sources += ["csrc/ops_cuda.cpp", *sorted(glob.glob("csrc/cuda/*.cu"))]
+        sources += sorted(glob.glob("csrc/**/*_cuda.cpp", recursive=True) + glob.glob("csrc/**/*.cu", recursive=True))
         macros.append(("RNN_EXT_WITH_CUDA", None))
         if nvcc_threads:
             nvcc_flags.append(f"--threads={nvcc_threads}")
@@ -221,6 +220,7 @@ def main() -> None:
     extension = (CUDAExtension if toolkit else CppExtension)(
         name="rnn_ext._C",
         sources=sources,
+        include_dirs=[str(Path("csrc").resolve())],  # ninja compiles in the folder of the objects
         depends=glob.glob("csrc/**/*.h", recursive=True) + glob.glob("csrc/**/*.cuh", recursive=True),
         define_macros=macros,
         extra_compile_args={"cxx": cxx_flags, "nvcc": nvcc_flags} if toolkit else cxx_flags,

@@ -437,7 +437,7 @@ def test_serialised_wgmma_is_refused(tmp_path: Path) -> None:
 
 # ---- the launchers as operators ------------------------------------------------------------------------------------
 
-NONLINEARITIES = [torch.tanh, torch.relu, torch.sigmoid]  # in the order of csrc/params.h
+NONLINEARITIES = [torch.tanh, torch.relu, torch.sigmoid]  # in the order of csrc/core/params.h
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 KERNELS = re.findall(r'\{"((?:forward|backward)_\w+)",', (build.HERE / "kernels.h").read_text())
 FORWARD = [name for name in KERNELS if name.startswith("forward")]

@@ -181,14 +181,14 @@ constexpr int64_t kCopyBytes = 1 << 20;   // of W and U, beyond which blocks of 
 // K, the terms of a sum: those of x, and those of h if it is there.
 template <typename T>
 INLINE int64_t terms_of(const ForwardParams<T>& p) {
-  return p.input_size + (p.hx.data ? p.hidden_size : 0);
+  return p.weights.input_size + (p.hx.data ? p.weights.hidden_size : 0);
 }
 
 template <typename T>
 void add_biases(const ForwardParams<T>& p, int64_t col, int64_t cols, acc_t<T>* bias) {
   for (int64_t j = 0; j < cols; ++j) {
-    bias[j] = p.bias_ih ? static_cast<acc_t<T>>(p.bias_ih[col + j]) : 0;
-    if (p.bias_hh) bias[j] += static_cast<acc_t<T>>(p.bias_hh[col + j]);
+    bias[j] = p.weights.bias_ih ? static_cast<acc_t<T>>(p.weights.bias_ih[col + j]) : 0;
+    if (p.weights.bias_hh) bias[j] += static_cast<acc_t<T>>(p.weights.bias_hh[col + j]);
   }
 }
 
@@ -240,9 +240,10 @@ __attribute__((noinline)) void dot_tile(const ForwardParams<T>& p, int64_t row, 
   using Vec = typename VecOf<T>::type;
   typename Vec::V acc[MR][NR];
   UNROLL for (int i = 0; i < MR; ++i) { UNROLL for (int j = 0; j < NR; ++j) acc[i][j] = Vec::zero(); }
-  const int64_t I = p.input_size;
-  if (begin < I) accumulate_half<MR, NR, Vec>(acc, p.input, p.weight_ih, row, col, n, begin, smaller(end, I));
-  if (end > I) accumulate_half<MR, NR, Vec>(acc, p.hx, p.weight_hh, row, col, n, begin < I ? 0 : begin - I, end - I);
+  const int64_t I = p.weights.input_size;
+  if (begin < I) accumulate_half<MR, NR, Vec>(acc, p.input, p.weights.weight_ih, row, col, n, begin, smaller(end, I));
+  if (end > I)
+    accumulate_half<MR, NR, Vec>(acc, p.hx, p.weights.weight_hh, row, col, n, begin < I ? 0 : begin - I, end - I);
   UNROLL for (int i = 0; i < MR; ++i) {
     acc_t<T> sums[NR];
     UNROLL for (int j = 0; j < NR; j += 4) Vec::sum4(&acc[i][j], sums + j);
@@ -272,11 +273,12 @@ __attribute__((noinline)) void forward_rows(const ForwardParams<T>& p, int64_t r
       dot_tile<MR, NR>(p, row, col + j, smaller(NR, cols - j), k, smaller(k + kDotRun, K), z + j, cols);
     }
   }
-  T* output = p.output + row * p.hidden_size + col;
-  if (cols == p.hidden_size) {  // the rows are one run of the output
-    activate_run(p.nonlinearity, z, output, MR * cols);
+  T* output = p.output + row * p.weights.hidden_size + col;
+  if (cols == p.weights.hidden_size) {  // the rows are one run of the output
+    activate_run(p.weights.nonlinearity, z, output, MR * cols);
   } else {
-    for (int i = 0; i < MR; ++i) activate_run(p.nonlinearity, z + i * cols, output + i * p.hidden_size, cols);
+    for (int i = 0; i < MR; ++i)
+      activate_run(p.weights.nonlinearity, z + i * cols, output + i * p.weights.hidden_size, cols);
   }
 }
 
@@ -369,7 +371,8 @@ void finish_transposed(const ForwardParams<T>& p, const acc_t<T>* zt, int64_t ro
       }
     }
     for (int64_t b = 0; b < rows; ++b) {
-      activate_run(p.nonlinearity, z + b * kChunk, p.output + (row + b) * p.hidden_size + col + chunk, n);
+      activate_run(p.weights.nonlinearity, z + b * kChunk, p.output + (row + b) * p.weights.hidden_size + col + chunk,
+                   n);
     }
   }
 }
@@ -415,8 +418,8 @@ __attribute__((noinline)) void forward_panels(const ForwardParams<T>& p, int64_t
         }
       }
     };
-    add_half(p.input, p.weight_ih, p.input_size);
-    if (p.hx.data) add_half(p.hx, p.weight_hh, p.hidden_size);
+    add_half(p.input, p.weights.weight_ih, p.weights.input_size);
+    if (p.hx.data) add_half(p.hx, p.weights.weight_hh, p.weights.hidden_size);
     if (first) __builtin_memset(totals, 0, sizeof(totals));
     for (int64_t b = 0; b < rows; b += kWidth) {
       finish_transposed<NV>(p, totals[b / kWidth], row + b, smaller(kWidth, rows - b), col, cols);
@@ -432,9 +435,9 @@ void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t co
   // A panel's cost is that of its full width: taken where at most a fifth would be lost. Transposing needs enough
   // columns to be worth it. Both by the sizes of the cell: a thread's share must not change the result.
   const int64_t rest = p.batch % kLanes, in_panels = p.batch - (rest * 5 >= kLanes * 4 ? 0 : rest);
-  const int64_t panels_end = p.hidden_size >= kPanelCols ? smaller(in_panels, row_end) : row;
+  const int64_t panels_end = p.weights.hidden_size >= kPanelCols ? smaller(in_panels, row_end) : row;
   constexpr bool kCopies = sizeof(T) < 8;  // the copy of a block of doubles would take half a megabyte
-  const bool copies = kCopies && terms_of(p) * p.hidden_size * static_cast<int64_t>(sizeof(T)) > kCopyBytes;
+  const bool copies = kCopies && terms_of(p) * p.weights.hidden_size * static_cast<int64_t>(sizeof(T)) > kCopyBytes;
   while (row < panels_end) {
     const int64_t left = panels_end - row;
     int64_t rows = smaller(2 * kLanes, left);
@@ -453,14 +456,14 @@ void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t co
 
 template <typename T>
 void finish(const ForwardParams<T>& p, int64_t row, int64_t row_end) {
-  for (int64_t col = 0; col < p.hidden_size; col += kMaxChunk) {
-    const int64_t cols = smaller(kMaxChunk, p.hidden_size - col);
+  for (int64_t col = 0; col < p.weights.hidden_size; col += kMaxChunk) {
+    const int64_t cols = smaller(kMaxChunk, p.weights.hidden_size - col);
     acc_t<T> bias[kMaxChunk], z[kMaxChunk];
     add_biases(p, col, cols, bias);
     for (int64_t b = row; b < row_end; ++b) {
-      T* output = p.output + b * p.hidden_size + col;
+      T* output = p.output + b * p.weights.hidden_size + col;
       for (int64_t j = 0; j < cols; ++j) z[j] = output[j] + bias[j];
-      activate_run(p.nonlinearity, z, output, cols);
+      activate_run(p.weights.nonlinearity, z, output, cols);
     }
   }
 }
@@ -529,7 +532,7 @@ void grad_z_columns(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride,
 
 template <typename T>
 void grad_z(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col_begin, int64_t col_end) {
-  switch (p.nonlinearity) {
+  switch (p.weights.nonlinearity) {
     case Nonlinearity::kTanh:
       return grad_z_columns<Nonlinearity::kTanh>(p, dz, dz_stride, col_begin, col_end);
     case Nonlinearity::kRelu:

@@ -154,8 +154,8 @@ void forward_pair_panel(const ForwardParams<BFloat16>& p, int64_t row, int64_t r
         add_run(x + even, a.row_stride, last[0], 2, 1);
       }
     };
-    add_half(p.input, p.weight_ih, p.input_size);
-    if (p.hx.data) add_half(p.hx, p.weight_hh, p.hidden_size);
+    add_half(p.input, p.weights.weight_ih, p.weights.input_size);
+    if (p.hx.data) add_half(p.hx, p.weights.weight_hh, p.weights.hidden_size);
     if (first) __builtin_memset(totals, 0, sizeof(totals));
     finish_transposed<2>(p, totals, row, rows, col, cols);
   }
@@ -164,7 +164,7 @@ void forward_pair_panel(const ForwardParams<BFloat16>& p, int64_t row, int64_t r
 void forward_by_pairs(const ForwardParams<BFloat16>& p, int64_t row, int64_t row_end, int64_t col_begin,
                       int64_t col_end) {
   // A panel twice as wide as there are rows costs what a full one costs without pairs.
-  if (p.hidden_size >= kPanelCols) {
+  if (p.weights.hidden_size >= kPanelCols) {
     for (; (row_end - row) * 5 >= kPairWidth / 2 * 4; row += kPairWidth) {
       forward_pair_panel(p, row, smaller(kPairWidth, row_end - row), col_begin, col_end);
     }

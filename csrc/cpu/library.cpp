@@ -25,23 +25,23 @@ at::Tensor view(const Matrix<T>& m, int64_t rows, int64_t cols) {
 
 template <typename T>
 void library_forward(const ForwardParams<T>& p) {
-  const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
+  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   at::Tensor output = view(p.output, B, H, H);
-  at::cpu::mm_out(output, view(p.input, B, I), view(p.weight_ih, H, I).t());
-  if (p.hx.data) at::cpu::addmm_out(output, output, view(p.hx, B, H), view(p.weight_hh, H, H).t());
+  at::cpu::mm_out(output, view(p.input, B, I), view(p.weights.weight_ih, H, I).t());
+  if (p.hx.data) at::cpu::addmm_out(output, output, view(p.hx, B, H), view(p.weights.weight_hh, H, H).t());
 }
 
 template <typename T>
 void library_backward(const BackwardParams<T>& p, const T* dz_data) {
-  const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
+  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   const at::Tensor dz = view(dz_data, B, H, H);
   const auto product = [](T* out_data, const at::Tensor& a, const at::Tensor& b) {
     if (out_data == nullptr) return;
     at::Tensor out = view(out_data, a.size(0), b.size(1), b.size(1));
     at::cpu::mm_out(out, a, b);
   };
-  product(p.grad_input, dz, view(p.weight_ih, H, I));
-  product(p.grad_hx, dz, view(p.weight_hh, H, H));
+  product(p.grad_input, dz, view(p.weights.weight_ih, H, I));
+  product(p.grad_hx, dz, view(p.weights.weight_hh, H, H));
   product(p.grad_weight_ih, dz.t(), view(p.input, B, I));
   if (p.hx.data) product(p.grad_weight_hh, dz.t(), view(p.hx, B, H));
 }

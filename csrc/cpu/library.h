@@ -5,7 +5,7 @@
 #pragma once
 #include <type_traits>
 
-#include "../params.h"
+#include "cell/params.h"
 
 namespace rnn_ext::cpu {
 

@@ -158,8 +158,8 @@ const char* cpu_capability() { return table().capability; }
 
 template <typename T>
 void rnn_cell_forward(const ForwardParams<T>& p) {
-  const int64_t B = p.batch, H = p.hidden_size;
-  const int64_t K = p.input_size + (p.hx.data ? H : 0);
+  const int64_t B = p.batch, H = p.weights.hidden_size;
+  const int64_t K = p.weights.input_size + (p.hx.data ? H : 0);
   if constexpr (kHasLibrary<T>) {
     if (B * H * K >= library_threshold<T>().forward) {
       library_forward(p);
@@ -188,7 +188,7 @@ void rnn_cell_forward(const ForwardParams<T>& p) {
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p) {
   using S = acc_t<T>;
-  const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
+  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   if (!p.hx.data && p.grad_weight_hh) std::memset(static_cast<void*>(p.grad_weight_hh), 0, H * H * sizeof(T));
   const int64_t weights = H * (I + (p.hx.data ? H : 0));
   const bool by_library = [&] {
@@ -223,9 +223,9 @@ void rnn_cell_backward(const BackwardParams<T>& p) {
     first_panel[n + 1] = first_panel[n] + (g.cols + kPanel - 1) / kPanel;
     products[n++] = g;
   };
-  add({dz, dz_stride, 1, p.weight_ih.data, p.weight_ih.row_stride, p.grad_input, I, B, I, H});
+  add({dz, dz_stride, 1, p.weights.weight_ih.data, p.weights.weight_ih.row_stride, p.grad_input, I, B, I, H});
   add({dz, 1, dz_stride, p.input.data, p.input.row_stride, p.grad_weight_ih, I, H, I, B});
-  add({dz, dz_stride, 1, p.weight_hh.data, p.weight_hh.row_stride, p.grad_hx, H, B, H, H});
+  add({dz, dz_stride, 1, p.weights.weight_hh.data, p.weights.weight_hh.row_stride, p.grad_hx, H, B, H, H});
   if (p.hx.data) add({dz, 1, dz_stride, p.hx.data, p.hx.row_stride, p.grad_weight_hh, H, H, H, B});
   parallel_runs(first_panel[n], 1, B * H * kPanel, [&](int64_t begin, int64_t end) {
     for (int i = 0; i < n; ++i) {

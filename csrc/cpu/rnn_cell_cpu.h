@@ -1,6 +1,6 @@
 // The CPU kernels' entry points: one each way, for float, double, c10::BFloat16 and c10::Half.
 #pragma once
-#include "../params.h"
+#include "cell/params.h"
 
 namespace rnn_ext::cpu {
 

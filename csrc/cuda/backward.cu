@@ -8,8 +8,8 @@ namespace rnn_ext::cuda {
 template <typename T>
 BackwardCase backward_case(const BackwardParams<T>& p) {
   BackwardCase c = {p.batch,
-                    p.input_size,
-                    p.hidden_size,
+                    p.weights.input_size,
+                    p.weights.hidden_size,
                     kDtype<T>,
                     p.grad_input != nullptr,
                     p.grad_hx != nullptr,
@@ -21,10 +21,10 @@ BackwardCase backward_case(const BackwardParams<T>& p) {
   const auto need = [&](bool needed, const Matrix<T>& m, int64_t rows, int64_t columns) {
     if (needed && m.data != nullptr) c.vector_bytes = std::min(c.vector_bytes, vector_bytes(m, rows, columns, true));
   };
-  need(c.grad_input, p.weight_ih, p.hidden_size, p.input_size);
-  need(c.grad_hx, p.weight_hh, p.hidden_size, p.hidden_size);
-  need(c.grad_weight_ih, p.input, p.batch, p.input_size);
-  need(c.grad_weight_hh, p.hx, p.batch, p.hidden_size);
+  need(c.grad_input, p.weights.weight_ih, p.weights.hidden_size, p.weights.input_size);
+  need(c.grad_hx, p.weights.weight_hh, p.weights.hidden_size, p.weights.hidden_size);
+  need(c.grad_weight_ih, p.input, p.batch, p.weights.input_size);
+  need(c.grad_weight_hh, p.hx, p.batch, p.weights.hidden_size);
   return c;
 }
 

@@ -30,8 +30,8 @@ struct DzOperand : CombinedOperand<T> {
 
 template <typename T>
 DzOperand<T> dz_operand(const BackwardParams<T>& p) {  // (B, H)
-  return {operand_by_rows(p.grad_output, p.batch, p.hidden_size, Major::kK),
-          operand_by_rows(p.output, p.batch, p.hidden_size, Major::kK), p.nonlinearity};
+  return {operand_by_rows(p.grad_output, p.batch, p.weights.hidden_size, Major::kK),
+          operand_by_rows(p.output, p.batch, p.weights.hidden_size, Major::kK), p.weights.nonlinearity};
 }
 
 // ---- in a workspace -------------------------------------------------------------------------------------------------
@@ -105,11 +105,11 @@ __global__ void __launch_bounds__(32 * kDzWarps) backward_dz(DzOperand<T> source
 template <typename T>
 cudaError_t launch_backward_dz(const BackwardParams<T>& p, T* dz, int64_t dz_stride, Accumulator<T>* sums,
                                cudaStream_t stream) {
-  if (p.batch == 0 || p.hidden_size == 0) return cudaSuccess;
+  if (p.batch == 0 || p.weights.hidden_size == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(ceil_div(p.batch, kDzRows)),
-                  static_cast<unsigned>(ceil_div(p.hidden_size, kDzColumns<T>)));
+                  static_cast<unsigned>(ceil_div(p.weights.hidden_size, kDzColumns<T>)));
   return RNN_EXT_LAUNCH((backward_dz<T>), grid, dim3(32 * kDzWarps), sizeof(DzSmem<T>), stream, dz_operand(p), dz,
-                        dz_stride, sums, p.batch, p.hidden_size);
+                        dz_stride, sums, p.batch, p.weights.hidden_size);
 }
 
 }  // namespace rnn_ext::cuda

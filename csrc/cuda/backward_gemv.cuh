@@ -282,15 +282,15 @@ cudaError_t launch_backward_gemv_of(const BackwardParams<T>& p, const BackwardPl
   BackwardGemvParams<T> q;
   q.grad_output = p.grad_output;
   q.output = p.output;
-  q.hh =
-      plan_backward_gemv_half<Traits>(p.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.hidden_size, plan.strip_bytes);
-  q.ih = plan_backward_gemv_half<Traits>(p.weight_ih, p.input, p.grad_input, p.grad_weight_ih, p.input_size,
+  q.hh = plan_backward_gemv_half<Traits>(p.weights.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.weights.hidden_size,
                                          plan.strip_bytes);
+  q.ih = plan_backward_gemv_half<Traits>(p.weights.weight_ih, p.input, p.grad_input, p.grad_weight_ih,
+                                         p.weights.input_size, plan.strip_bytes);
   q.grad_bias = p.grad_bias;
   q.grad_bias_copy = p.grad_bias_copy;
   q.batch = p.batch;
-  q.hidden_size = p.hidden_size;
-  q.nonlinearity = p.nonlinearity;
+  q.hidden_size = p.weights.hidden_size;
+  q.nonlinearity = p.weights.nonlinearity;
   // The bias needs one block, even if it is the only gradient asked for.
   if (q.hh.strips + q.ih.strips == 0 && p.grad_bias) q.hh.strips = 1;
   return RNN_EXT_LAUNCH((backward_gemv<T, kBatch>), dim3(static_cast<unsigned>(plan.blocks)), dim3(Traits::kThreads),

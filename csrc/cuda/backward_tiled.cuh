@@ -173,22 +173,25 @@ cudaError_t launch_backward_row(const BackwardParams<T>& p, const BackwardPlan& 
   BackwardTiledParams<T, Dz> q;
   if constexpr (Loops::k.fused) {
     q.dz = dz_operand(p);
-    q.dz_transposed = DzOperand<T>(operand_by_columns(p.grad_output, p.hidden_size, p.batch, Major::kRows),
-                                   operand_by_columns(p.output, p.hidden_size, p.batch, Major::kRows), p.nonlinearity);
+    q.dz_transposed = DzOperand<T>(operand_by_columns(p.grad_output, p.weights.hidden_size, p.batch, Major::kRows),
+                                   operand_by_columns(p.output, p.weights.hidden_size, p.batch, Major::kRows),
+                                   p.weights.nonlinearity);
   } else {
     T* const rounded = static_cast<T*>(workspace);
     const cudaError_t error = launch_backward_dz<T>(p, rounded, plan.dz_stride, nullptr, stream);
     if (error != cudaSuccess) return error;
     const Matrix<T> m = {rounded, plan.dz_stride, 1};
-    q.dz = operand_by_rows(m, p.batch, p.hidden_size, Major::kK);
-    q.dz_transposed = operand_by_columns(m, p.hidden_size, p.batch, Major::kRows);
+    q.dz = operand_by_rows(m, p.batch, p.weights.hidden_size, Major::kK);
+    q.dz_transposed = operand_by_columns(m, p.weights.hidden_size, p.batch, Major::kRows);
   }
-  q.half[0] = backward_half(p.weight_ih, p.input, p.grad_input, p.grad_weight_ih, p.batch, p.hidden_size, p.input_size);
-  q.half[1] = backward_half(p.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.batch, p.hidden_size, p.hidden_size);
+  q.half[0] = backward_half(p.weights.weight_ih, p.input, p.grad_input, p.grad_weight_ih, p.batch,
+                            p.weights.hidden_size, p.weights.input_size);
+  q.half[1] = backward_half(p.weights.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.batch, p.weights.hidden_size,
+                            p.weights.hidden_size);
   q.grad_bias = p.grad_bias;
   q.grad_bias_copy = p.grad_bias_copy;
   q.batch = p.batch;
-  q.hidden_size = p.hidden_size;
+  q.hidden_size = p.weights.hidden_size;
   q.schedule = plan.schedule;
   return RNN_EXT_LAUNCH((backward_tiled<T, typename Loops::Data, typename Loops::Weight, Dz>),
                         dim3(static_cast<unsigned>(plan.blocks)), dim3(Loops::DataShape::kThreads), Loops::kSmem,

@@ -29,7 +29,7 @@ cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, 
   using Shape = WgmmaShape<T, Math::kTensorCore, BN, k.cluster>;
   static_assert(Shape::BM == k.bm && Shape::BN == k.bn, "the table's idea of it");
   static_assert(kDzRows == 32, "BackwardWgmmaWorkspace's idea of it");
-  const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
+  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   const BackwardWgmmaWorkspace layout(B, H, p.grad_bias != nullptr);
   T* const dz = static_cast<T*>(workspace);
   float* const sums =
@@ -41,7 +41,7 @@ cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, 
   BackwardWgmmaArguments<T> q = {};
   BackwardWgmmaKind &data = q.kinds[H >= B ? 0 : 1], &weight = q.kinds[H >= B ? 1 : 0];
   encode_tensor_map(q.dz, dz, B, H, layout.dz_stride, /*box_rows=*/64);
-  make_kind<Shape>(data, true, B, H, {p.weight_ih, p.weight_hh}, {p.grad_input, p.grad_hx}, {I, H});
+  make_kind<Shape>(data, true, B, H, {p.weights.weight_ih, p.weights.weight_hh}, {p.grad_input, p.grad_hx}, {I, H});
   make_kind<Shape>(weight, false, H, B, {p.input, p.hx}, {p.grad_weight_ih, p.grad_weight_hh}, {I, H});
   q.sums = sums;
   q.sums_rows = ceil_div(B, kDzRows);
@@ -56,13 +56,13 @@ cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, 
 
 template <typename T>
 bool backward_wgmma_takes(const BackwardParams<T>& p) {
-  if (!kBackwardWgmmaComputes<T> || p.batch == 0 || p.hidden_size == 0) return false;
-  const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
+  if (!kBackwardWgmmaComputes<T> || p.batch == 0 || p.weights.hidden_size == 0) return false;
+  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   const auto takes = [](const T* gradient, int64_t M, int64_t K, const Matrix<T>& operand, int64_t columns) {
     return gradient == nullptr || (has_tensor_map(gradient, M, columns, columns) &&
                                    (operand.data == nullptr || has_tensor_map(operand, K, columns)));
   };
-  return takes(p.grad_input, B, H, p.weight_ih, I) && takes(p.grad_hx, B, H, p.weight_hh, H) &&
+  return takes(p.grad_input, B, H, p.weights.weight_ih, I) && takes(p.grad_hx, B, H, p.weights.weight_hh, H) &&
          takes(p.grad_weight_ih, H, B, p.input, I) && takes(p.grad_weight_hh, H, B, p.hx, H);
 }
 

@@ -7,7 +7,7 @@ namespace rnn_ext::cuda {
 
 template <typename T>
 ForwardCase forward_case(const ForwardParams<T>& p, bool tf32, bool split_tf32) {
-  return {p.batch,   p.input_size,           p.hidden_size,          p.hx.data != nullptr,
+  return {p.batch,   p.weights.input_size,   p.weights.hidden_size,  p.hx.data != nullptr,
           kDtype<T>, common_vector_bytes(p), forward_wgmma_takes(p), tf32,
           split_tf32};
 }
@@ -15,7 +15,7 @@ ForwardCase forward_case(const ForwardParams<T>& p, bool tf32, bool split_tf32) 
 template <typename T>
 cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
                              cudaStream_t stream) {
-  if (p.batch == 0 || p.hidden_size == 0) return cudaSuccess;
+  if (p.batch == 0 || p.weights.hidden_size == 0) return cudaSuccess;
   switch (plan.family) {
     case ForwardPlan::Family::kGemv:
       return launch_gemv(p, plan, stream);

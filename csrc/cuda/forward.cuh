@@ -9,10 +9,10 @@ namespace rnn_ext::cuda {
 // What all operands are aligned to, with unit stride along K, as in Operand.
 template <typename T>
 int common_vector_bytes(const ForwardParams<T>& p) {
-  const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
-  int bytes = min(vector_bytes(p.input, B, I, true), vector_bytes(p.weight_ih, H, I, true));
+  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
+  int bytes = min(vector_bytes(p.input, B, I, true), vector_bytes(p.weights.weight_ih, H, I, true));
   if (p.hx.data != nullptr) {
-    bytes = min(bytes, min(vector_bytes(p.hx, B, H, true), vector_bytes(p.weight_hh, H, H, true)));
+    bytes = min(bytes, min(vector_bytes(p.hx, B, H, true), vector_bytes(p.weights.weight_hh, H, H, true)));
   }
   return bytes;
 }

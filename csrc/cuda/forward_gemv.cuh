@@ -77,18 +77,19 @@ __global__ void __launch_bounds__(kGemvWarps * 32, kBatch > 8 ? 1 : 2)
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int part = warp % warps_per_row;  // of K
   const int64_t n0 = (int64_t{blockIdx.x} * (kGemvWarps / warps_per_row) + warp / warps_per_row) * kRows;
-  const int last_row = static_cast<int>(min(int64_t{kRows}, p.hidden_size - n0)) - 1;  // may be negative: no rows
+  const int last_row =
+      static_cast<int>(min(int64_t{kRows}, p.weights.hidden_size - n0)) - 1;  // may be negative: no rows
   const int last_batch = static_cast<int>(p.batch) - 1;
 
   ptx::let_next_launch_start();
   if (G::kVectors && last_row >= 0) {
-    const int64_t units_x = p.input_size / Unit::kSize;
-    const int64_t units = units_x + (p.hx.data != nullptr ? p.hidden_size / Unit::kSize : 0);
+    const int64_t units_x = p.weights.input_size / Unit::kSize;
+    const int64_t units = units_x + (p.hx.data != nullptr ? p.weights.hidden_size / Unit::kSize : 0);
 #pragma unroll
     for (int i = 0; i < G::kUnroll; ++i) {
       const int64_t u = part * 32 + lane + i * warps_per_row * 32;
       if (u >= units) break;
-      const Matrix<T>& weight = u < units_x ? p.weight_ih : p.weight_hh;
+      const Matrix<T>& weight = u < units_x ? p.weights.weight_ih : p.weights.weight_hh;
       const T* const from = weight.data + n0 * weight.row_stride + (u < units_x ? u : u - units_x) * Unit::kSize;
 #pragma unroll
       for (int r = 0; r < kRows; ++r) ptx::prefetch_to_l2(from + min(r, last_row) * weight.row_stride);
@@ -110,13 +111,13 @@ __global__ void __launch_bounds__(kGemvWarps * 32, kBatch > 8 ? 1 : 2)
 
   if (last_row >= 0) {
     // K in units, those of (x, W) first, then those of (h, U).
-    const int64_t units_x = p.input_size / Unit::kSize;
-    const int64_t units = units_x + (p.hx.data != nullptr ? p.hidden_size / Unit::kSize : 0);
+    const int64_t units_x = p.weights.input_size / Unit::kSize;
+    const int64_t units = units_x + (p.hx.data != nullptr ? p.weights.hidden_size / Unit::kSize : 0);
     // Rows beyond the edge read the last one again, which costs nothing and spares the loop a test.
     const auto read = [&](int64_t u, Unit(&w)[kRows], Unit(&x)[kBatch]) {
       const bool first = u < units_x;
       const int64_t at = (first ? u : u - units_x) * Unit::kSize;
-      const Matrix<T> weight = first ? p.weight_ih : p.weight_hh, operand = first ? p.input : p.hx;
+      const Matrix<T> weight = first ? p.weights.weight_ih : p.weights.weight_hh, operand = first ? p.input : p.hx;
       const T* from = weight.data + n0 * weight.row_stride + (G::kVectors ? at : at * weight.col_stride);
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -153,8 +154,8 @@ __global__ void __launch_bounds__(kGemvWarps * 32, kBatch > 8 ? 1 : 2)
           }
         }
       };
-      add_tail(p.weight_ih, p.input, p.input_size);
-      if (p.hx.data != nullptr) add_tail(p.weight_hh, p.hx, p.hidden_size);
+      add_tail(p.weights.weight_ih, p.input, p.weights.input_size);
+      if (p.hx.data != nullptr) add_tail(p.weights.weight_hh, p.hx, p.weights.hidden_size);
     }
   }
 
@@ -175,12 +176,12 @@ __global__ void __launch_bounds__(kGemvWarps * 32, kBatch > 8 ? 1 : 2)
   for (int e = static_cast<int>(threadIdx.x); e < groups * G::kValues; e += kGemvWarps * 32) {
     const int group = e / G::kValues, row = e % G::kValues / kBatch, batch = e % kBatch;
     const int64_t n = (int64_t{blockIdx.x} * groups + group) * kRows + row;
-    if (n >= p.hidden_size || batch >= p.batch) continue;
+    if (n >= p.weights.hidden_size || batch >= p.batch) continue;
     Acc z = 0;
     for (int w = 0; w < warps_per_row; ++w) z += smem.sums[group * warps_per_row + w][e % G::kValues];
-    if (p.bias_ih != nullptr) z += widen(p.bias_ih[n]);
-    if (p.bias_hh != nullptr) z += widen(p.bias_hh[n]);
-    p.output[batch * p.hidden_size + n] = activate<T>(z, p.nonlinearity);
+    if (p.weights.bias_ih != nullptr) z += widen(p.weights.bias_ih[n]);
+    if (p.weights.bias_hh != nullptr) z += widen(p.weights.bias_hh[n]);
+    p.output[batch * p.weights.hidden_size + n] = activate<T>(z, p.weights.nonlinearity);
   }
 }
 

@@ -39,15 +39,15 @@ __global__ void __launch_bounds__(kLibraryThreads) forward_library(LibraryParams
 template <typename T>
 cudaError_t launch_library(const ForwardParams<T>& p, const void* workspace, cudaStream_t stream) {
   const auto* const products = static_cast<const Accumulator<T>*>(workspace);
-  const LibraryParams<T> q = {{products, p.hx.data != nullptr ? products + p.batch * p.hidden_size : nullptr},
-                              p.bias_ih,
-                              p.bias_hh,
+  const LibraryParams<T> q = {{products, p.hx.data != nullptr ? products + p.batch * p.weights.hidden_size : nullptr},
+                              p.weights.bias_ih,
+                              p.weights.bias_hh,
                               p.output,
                               p.batch,
-                              p.hidden_size,
-                              p.nonlinearity};
+                              p.weights.hidden_size,
+                              p.weights.nonlinearity};
   constexpr int64_t kMaxRows = 65535;  // of a grid
-  const dim3 grid(static_cast<unsigned>(ceil_div(p.hidden_size, kLibraryThreads)),
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.weights.hidden_size, kLibraryThreads)),
                   static_cast<unsigned>(std::min(kMaxRows, ceil_div(p.batch, kLibraryRows))));
   return RNN_EXT_LAUNCH((forward_library<T>), grid, dim3(kLibraryThreads), 0, stream, q);
 }

@@ -166,18 +166,19 @@ cudaError_t launch_tiled_row(const ForwardParams<T>& p, const ForwardPlan& plan,
   static_assert(k.threads() == Shape::kThreads && k.smem_bytes(kDtype<T>) == sizeof(typename Loop::Smem));
 
   TiledParams<T> t;
-  t.input = {operand_by_rows(p.input, p.batch, p.input_size, Major::kK),
-             operand_by_rows(p.weight_ih, p.hidden_size, p.input_size, Major::kK), p.input_size};
-  t.hx = {operand_by_rows(p.hx, p.batch, p.hidden_size, Major::kK),
-          operand_by_rows(p.weight_hh, p.hidden_size, p.hidden_size, Major::kK),
-          p.hx.data != nullptr ? p.hidden_size : 0};
-  t.bias_ih = p.bias_ih;
-  t.bias_hh = p.bias_hh;
+  t.input = {operand_by_rows(p.input, p.batch, p.weights.input_size, Major::kK),
+             operand_by_rows(p.weights.weight_ih, p.weights.hidden_size, p.weights.input_size, Major::kK),
+             p.weights.input_size};
+  t.hx = {operand_by_rows(p.hx, p.batch, p.weights.hidden_size, Major::kK),
+          operand_by_rows(p.weights.weight_hh, p.weights.hidden_size, p.weights.hidden_size, Major::kK),
+          p.hx.data != nullptr ? p.weights.hidden_size : 0};
+  t.bias_ih = p.weights.bias_ih;
+  t.bias_hh = p.weights.bias_hh;
   t.output = p.output;
   t.batch = p.batch;
-  t.hidden_size = p.hidden_size;
-  t.nonlinearity = p.nonlinearity;
-  t.vector_stores = p.hidden_size * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(p.output) % 16 == 0;
+  t.hidden_size = p.weights.hidden_size;
+  t.nonlinearity = p.weights.nonlinearity;
+  t.vector_stores = p.weights.hidden_size * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(p.output) % 16 == 0;
   t.splits = plan.splits;
   t.cluster = plan.reduction == Reduction::kCluster;
   t.partials = static_cast<Accumulator<T>*>(workspace);

@@ -9,9 +9,10 @@ namespace rnn_ext::cuda {
 template <typename T>
 bool forward_wgmma_takes(const ForwardParams<T>& p) {
   if constexpr (sizeof(T) == 8) return false;
-  const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
-  return has_tensor_map(p.input, B, I) && has_tensor_map(p.weight_ih, H, I) && has_tensor_map(p.output, B, H, H) &&
-         (p.hx.data == nullptr || (has_tensor_map(p.hx, B, H) && has_tensor_map(p.weight_hh, H, H)));
+  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
+  return has_tensor_map(p.input, B, I) && has_tensor_map(p.weights.weight_ih, H, I) &&
+         has_tensor_map(p.output, B, H, H) &&
+         (p.hx.data == nullptr || (has_tensor_map(p.hx, B, H) && has_tensor_map(p.weights.weight_hh, H, H)));
 }
 
 namespace {
@@ -22,7 +23,7 @@ cudaError_t launch_row(const ForwardParams<T>& p, int64_t blocks, cudaStream_t s
   using Shape = WgmmaShape<T, k.math, k.bn, k.cluster, kParts>;
   static_assert(Shape::BM == k.bm, "the table's idea of it");
   const bool has_hx = p.hx.data != nullptr;
-  const int64_t B = p.batch, I = p.input_size, H = p.hidden_size;
+  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   WgmmaArguments<T> arguments = {};
   // The tensor cores would cut operands off after tf32's 11 bits, so the copy engine rounds them first.
   const auto type =
@@ -32,9 +33,9 @@ cudaError_t launch_row(const ForwardParams<T>& p, int64_t blocks, cudaStream_t s
   };
   constexpr int kRowsOfB = Shape::BN / Shape::kCluster;
   encode(arguments.input, p.input, B, I, Shape::BM);
-  encode(arguments.weight_ih, p.weight_ih, H, I, kRowsOfB);
+  encode(arguments.weight_ih, p.weights.weight_ih, H, I, kRowsOfB);
   if (has_hx) encode(arguments.hx, p.hx, B, H, Shape::BM);
-  if (has_hx) encode(arguments.weight_hh, p.weight_hh, H, H, kRowsOfB);
+  if (has_hx) encode(arguments.weight_hh, p.weights.weight_hh, H, H, kRowsOfB);
   encode_tensor_map(arguments.output, p.output, B, H, H, WgmmaSmem<Shape>::kStoreRows);
 
   const auto tiles = [](int64_t size, int tile) { return static_cast<int>(ceil_div(size, tile)); };

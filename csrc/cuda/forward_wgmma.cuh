@@ -89,10 +89,10 @@ __device__ void fetch_bias(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, i
     if (!RNN_EXT_PLANTED(bias_overwritten)) ptx::mbarrier_wait(&smem.bias_empty[at.stage], at.parity ^ 1);
     for (int i = static_cast<int>(threadIdx.x) - 32; i < Shape::BN; i += Shape::kAssistants) {
       const int n = tile.n * Shape::BN + i;
-      const bool is_inside = n < p.params.hidden_size;
+      const bool is_inside = n < p.params.weights.hidden_size;
       float b = 0.f;
-      if (p.params.bias_ih && is_inside) b += widen(p.params.bias_ih[n]);
-      if (p.params.bias_hh && is_inside) b += widen(p.params.bias_hh[n]);
+      if (p.params.weights.bias_ih && is_inside) b += widen(p.params.weights.bias_ih[n]);
+      if (p.params.weights.bias_hh && is_inside) b += widen(p.params.weights.bias_hh[n]);
       smem.bias[at.stage][i] = b;
     }
     ptx::mbarrier_arrive(&smem.bias_full[at.stage]);
@@ -114,15 +114,17 @@ __device__ __forceinline__ float activate_for(float z) {
 // that round to one.
 template <Nonlinearity f>
 __device__ __forceinline__ float recompute(const ForwardParams<float>& p, int64_t row, int64_t column, float bias) {
-  if (row >= p.batch || column >= p.hidden_size) return 0.f;
+  if (row >= p.batch || column >= p.weights.hidden_size) return 0.f;
   float z = 0.f;
 #pragma unroll 1
-  for (int64_t k = 0; k < p.input_size && z == z; ++k) {
-    z = fmaf(p.input.data[row * p.input.row_stride + k], p.weight_ih.data[column * p.weight_ih.row_stride + k], z);
+  for (int64_t k = 0; k < p.weights.input_size && z == z; ++k) {
+    z = fmaf(p.input.data[row * p.input.row_stride + k],
+             p.weights.weight_ih.data[column * p.weights.weight_ih.row_stride + k], z);
   }
 #pragma unroll 1
-  for (int64_t k = 0; k < p.hidden_size && p.hx.data != nullptr && z == z; ++k) {
-    z = fmaf(p.hx.data[row * p.hx.row_stride + k], p.weight_hh.data[column * p.weight_hh.row_stride + k], z);
+  for (int64_t k = 0; k < p.weights.hidden_size && p.hx.data != nullptr && z == z; ++k) {
+    z = fmaf(p.hx.data[row * p.hx.row_stride + k],
+             p.weights.weight_hh.data[column * p.weights.weight_hh.row_stride + k], z);
   }
   return activate(z + bias, f);
 }
@@ -304,7 +306,7 @@ __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, i
     const auto store = [&](const float(&sums)[Shape::BN / Shape::kParts / 2]) {
       const int column = part_of_k<Shape>() * (Shape::BN / Shape::kParts);
       const float* const bias = smem.bias[bias_at.stage] + column;
-      switch (p.params.nonlinearity) {
+      switch (p.params.weights.nonlinearity) {
         case Nonlinearity::kTanh:
           store_output<Nonlinearity::kTanh>(p, smem, sums, bias, row, n0 + column, is_leader, out_buffer);
           break;

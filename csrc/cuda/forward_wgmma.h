@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "../params.h"
+#include "cell/params.h"
 #include "dispatch.h"
 
 namespace rnn_ext::cuda {

@@ -6,7 +6,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "../params.h"
+#include "cell/params.h"
 #include "dispatch.h"
 #include "ptx.cuh"
 

@@ -4,7 +4,7 @@
 #pragma once
 #include <cuda_runtime_api.h>
 
-#include "../params.h"
+#include "cell/params.h"
 #include "backward_plan.h"
 #include "dispatch.h"
 

@@ -11,7 +11,7 @@
 #include <string>
 #include <type_traits>
 
-#include "../params.h"
+#include "cell/params.h"
 
 namespace rnn_ext::cuda {
 

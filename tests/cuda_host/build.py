@@ -25,7 +25,7 @@ ROOT = HERE.parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
 CACHE = ROOT / "build" / "cuda_host"
 
-COMMON = ["-std=c++17", "-g", "-fPIC", "-DRNN_EXT_CUDA_HOST", f"-I{HERE}", f"-I{KERNELS}"]
+COMMON = ["-std=c++17", "-g", "-fPIC", "-DRNN_EXT_CUDA_HOST", f"-I{HERE}", f"-I{KERNELS}", f"-I{KERNELS.parent}"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-tsan", "-Wno-error=tsan"]
 
 # The runtime is compiled without sanitizers, or they would take its bookkeeping for the kernel's memory traffic; and

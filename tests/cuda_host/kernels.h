@@ -18,8 +18,8 @@ namespace rnn_ext::cuda {
 template <typename T>
 void multiply_as_library(const ForwardParams<T>& p, Accumulator<T>* products) {
   const auto multiply = [&](const Matrix<T>& a, const Matrix<T>& weight, int64_t depth) {
-    for (int64_t i = 0; i < p.batch * p.hidden_size; ++i) {
-      const int64_t row = i / p.hidden_size, column = i % p.hidden_size;
+    for (int64_t i = 0; i < p.batch * p.weights.hidden_size; ++i) {
+      const int64_t row = i / p.weights.hidden_size, column = i % p.weights.hidden_size;
       Accumulator<T> sum = 0;
       for (int64_t k = 0; k < depth; ++k) {
         sum += widen(a.data[row * a.row_stride + k * a.col_stride]) *
@@ -28,8 +28,8 @@ void multiply_as_library(const ForwardParams<T>& p, Accumulator<T>* products) {
       *products++ = sum;
     }
   };
-  multiply(p.input, p.weight_ih, p.input_size);
-  if (p.hx.data != nullptr) multiply(p.hx, p.weight_hh, p.hidden_size);
+  multiply(p.input, p.weights.weight_ih, p.weights.input_size);
+  if (p.hx.data != nullptr) multiply(p.hx, p.weights.weight_hh, p.weights.hidden_size);
 }
 
 // As ops_cuda.cpp does it: a workspace that holds anything, counters that are zero and must be so again.
@@ -58,7 +58,8 @@ cudaError_t launch_forward(const ForwardParams<T>& p, cudaStream_t) {
 template <typename T, int BN, int kSplits = 1>
 cudaError_t launch_wgmma(const ForwardParams<T>& p, cudaStream_t) {
   const int64_t bk = 128 / sizeof(T);
-  const int64_t k_tiles = ceil_div(p.input_size, bk) + (p.hx.data != nullptr ? ceil_div(p.hidden_size, bk) : 0);
+  const int64_t k_tiles =
+      ceil_div(p.weights.input_size, bk) + (p.hx.data != nullptr ? ceil_div(p.weights.hidden_size, bk) : 0);
   int splits = kSplits;
   while (splits > k_tiles) splits /= 2;
   const std::string name = (sizeof(T) == 4 ? "3xtf32_128x" : "wgmma_128x") + std::to_string(BN);

@@ -234,13 +234,13 @@ void test_forward(const char* name, const Case& c, Launch launch, double product
   ForwardParams<T> p{};
   p.input = x.matrix();
   if (c.hx) p.hx = h.matrix();
-  p.weight_ih = W.matrix();
-  p.weight_hh = U.matrix();
-  p.bias_ih = c.bias ? b_ih.matrix().data : nullptr;
-  p.bias_hh = c.bias ? b_hh.matrix().data : nullptr;
+  p.weights.weight_ih = W.matrix();
+  p.weights.weight_hh = U.matrix();
+  p.weights.bias_ih = c.bias ? b_ih.matrix().data : nullptr;
+  p.weights.bias_hh = c.bias ? b_hh.matrix().data : nullptr;
   p.output = output.data();
-  p.batch = B, p.input_size = I, p.hidden_size = H;
-  p.nonlinearity = c.nonlinearity;
+  p.batch = B, p.weights.input_size = I, p.weights.hidden_size = H;
+  p.weights.nonlinearity = c.nonlinearity;
   std::vector<T> first;
   check::for_each_seed([&](int seed) {
     output.clear();
@@ -289,16 +289,16 @@ void test_backward(const BackwardLauncher<T>& kernel, const Case& c, int wanted)
   p.output = output.matrix();
   p.input = x.matrix();
   if (c.hx) p.hx = h.matrix();
-  p.weight_ih = W.matrix();
-  p.weight_hh = U.matrix();
+  p.weights.weight_ih = W.matrix();
+  p.weights.weight_hh = U.matrix();
   p.grad_input = asked(0, got_input);
   p.grad_hx = c.hx ? asked(1, got_hx) : nullptr;
   p.grad_weight_ih = asked(2, got_W);
   p.grad_weight_hh = asked(3, got_U);
   p.grad_bias = asked(4, got_bias);
   p.grad_bias_copy = c.bias ? asked(4, got_bias_copy) : nullptr;
-  p.batch = B, p.input_size = I, p.hidden_size = H;
-  p.nonlinearity = c.nonlinearity;
+  p.batch = B, p.weights.input_size = I, p.weights.hidden_size = H;
+  p.weights.nonlinearity = c.nonlinearity;
   const bool rounded = kernel.rounds_dz;
   check::for_each_seed([&](int seed) {
     for (Result<T>* r : {&got_input, &got_hx, &got_W, &got_U, &got_bias, &got_bias_copy}) r->clear();
@@ -329,7 +329,7 @@ TEST(backward_without_hx_is_exactly_zero) {
     p.output = {half_of_all.data(), H};
     p.grad_weight_hh = grad_U.data();
     p.grad_bias = grad_bias.data();
-    p.batch = B, p.input_size = I, p.hidden_size = H;
+    p.batch = B, p.weights.input_size = I, p.weights.hidden_size = H;
     CHECK(kernel.launch(p, nullptr) == cudaSuccess);
     for (int64_t i = 0; i < H * H; ++i) {
       if (!(grad_U[i] == 0)) {
@@ -349,22 +349,10 @@ TEST(backward_wgmma_takes_aligned_rows) {
   Result<__half> gradient(H * H);
   const Matrix<__half> m = {wide.matrix().data, H + 8};
   const auto takes = [&](const auto& change) {
-    BackwardParams<__half> p{m,
-                             m,
-                             m,
-                             m,
-                             m,
-                             m,
-                             gradient.data(),
-                             gradient.data(),
-                             gradient.data(),
-                             gradient.data(),
-                             gradient.data(),
-                             nullptr,
-                             B,
-                             I,
-                             H,
-                             Nonlinearity::kTanh};
+    BackwardParams<__half> p{};
+    p.grad_output = p.output = p.input = p.hx = p.weights.weight_ih = p.weights.weight_hh = m;
+    p.grad_input = p.grad_hx = p.grad_weight_ih = p.grad_weight_hh = p.grad_bias = gradient.data();
+    p.batch = B, p.weights.input_size = I, p.weights.hidden_size = H;
     change(p);
     return backward_wgmma_takes(p);
   };
@@ -373,11 +361,11 @@ TEST(backward_wgmma_takes_aligned_rows) {
   CHECK(takes([](P& p) { p.hx.data = nullptr; }));
   CHECK(takes([](P& p) { p.grad_output.col_stride = p.output.row_stride = 3; }));  // those, the first launch reads
   CHECK(!takes([](P& p) { p.batch = 0; }));
-  CHECK(!takes([](P& p) { p.input_size = 20; }));
-  CHECK(takes([](P& p) { p.input_size = 20, p.grad_input = p.grad_weight_ih = nullptr; }));
-  CHECK(!takes([](P& p) { p.weight_ih.row_stride = 20; }));
-  CHECK(takes([](P& p) { p.weight_ih.row_stride = 20, p.grad_input = nullptr; }));
-  CHECK(!takes([](P& p) { ++p.weight_hh.data; }));
+  CHECK(!takes([](P& p) { p.weights.input_size = 20; }));
+  CHECK(takes([](P& p) { p.weights.input_size = 20, p.grad_input = p.grad_weight_ih = nullptr; }));
+  CHECK(!takes([](P& p) { p.weights.weight_ih.row_stride = 20; }));
+  CHECK(takes([](P& p) { p.weights.weight_ih.row_stride = 20, p.grad_input = nullptr; }));
+  CHECK(!takes([](P& p) { ++p.weights.weight_hh.data; }));
   CHECK(!takes([](P& p) { p.input.col_stride = 2; }));
   CHECK(!takes([](P& p) { ++p.hx.data; }));
   CHECK(!takes([](P& p) { ++p.grad_weight_hh; }));
@@ -470,10 +458,10 @@ double error_of_product(Launch launch, int depth, Scale scale) {
   }
   ForwardParams<float> p{};
   p.input = {x.data(), depth};
-  p.weight_ih = {W.data(), depth};
+  p.weights.weight_ih = {W.data(), depth};
   p.output = output.data();
-  p.batch = p.hidden_size = kSize, p.input_size = depth;
-  p.nonlinearity = Nonlinearity::kRelu;  // leaves half of the sums as they are
+  p.batch = p.weights.hidden_size = kSize, p.weights.input_size = depth;
+  p.weights.nonlinearity = Nonlinearity::kRelu;  // leaves half of the sums as they are
   CHECK(launch(p) == cudaSuccess);
   double largest = 0;
   for (int i = 0; i < kSize * kSize; ++i) {
@@ -527,10 +515,10 @@ void test_infinities(const std::string& name, Launch launch, float largest) {
   for (int r = 0; r < kRows; ++r) x[r * kSize + 3] = special[r];
   ForwardParams<float> p{};
   p.input = {x.data(), kSize};
-  p.weight_ih = {W.data(), kSize};
+  p.weights.weight_ih = {W.data(), kSize};
   p.output = output.data();
-  p.batch = kRows, p.input_size = p.hidden_size = kSize;
-  p.nonlinearity = Nonlinearity::kRelu;
+  p.batch = kRows, p.weights.input_size = p.weights.hidden_size = kSize;
+  p.weights.nonlinearity = Nonlinearity::kRelu;
   CHECK(launch(p) == cudaSuccess);
   const float expected[kRows] = {kInfinity, 0, largest * 0x1p-20f, kNan, 8 * 0x1p-20f};
   for (int i = 0; i < kRows * kSize; ++i) {
@@ -694,10 +682,10 @@ void test_wgmma_rounds(const std::string& name) {
   const std::vector<float> v(kSize * kSize, 1 + 0x1.8p-11f);  // nearest in tf32: 1 + 2^-10
   std::vector<float> output(kSize * kSize);
   ForwardParams<float> p{};
-  p.input = p.hx = p.weight_ih = p.weight_hh = {v.data(), kSize};
+  p.input = p.hx = p.weights.weight_ih = p.weights.weight_hh = {v.data(), kSize};
   p.output = output.data();
-  p.batch = p.input_size = p.hidden_size = kSize;
-  p.nonlinearity = Nonlinearity::kRelu;
+  p.batch = p.weights.input_size = p.weights.hidden_size = kSize;
+  p.weights.nonlinearity = Nonlinearity::kRelu;
   CHECK(forced_launch(name, true)(p) == cudaSuccess);
   const float expected = 2 * kSize * (1 + 0x1p-10f) * (1 + 0x1p-10f);
   for (const float got : output) {

@@ -5,24 +5,12 @@
 
 #include <string>
 
-#include "../../csrc/ops.h"
+#include "cell/ops.h"
 #include "kernels.h"
+#include "operators/device_type.h"
 
 namespace rnn_ext {
 namespace {
-
-template <typename T>
-struct DeviceType {
-  using type = T;
-};
-template <>
-struct DeviceType<at::Half> {
-  using type = __half;
-};
-template <>
-struct DeviceType<at::BFloat16> {
-  using type = __nv_bfloat16;
-};
 
 template <typename Kernel, size_t n>
 const Kernel& find(const Kernel (&kernels)[n], const std::string& name) {
@@ -43,8 +31,8 @@ Tensor forward(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih
   emu::set_options_from_seed(static_cast<uint64_t>(seed));
   const Tensor output = unwritten({input.size(0), weight_hh.size(0)}, input);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "forward", [&] {
-    using T = typename DeviceType<scalar_t>::type;
-    const auto p = forward_params<T>(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, output,
+    using T = DeviceType<scalar_t>;
+    const auto p = forward_params<T>({input, hx, weight_ih, weight_hh, bias_ih, bias_hh, ""}, output,
                                      static_cast<Nonlinearity>(nonlinearity));
     TORCH_CHECK(find(cuda::kForwardKernels<T>, kernel).launch(p, nullptr) == cudaSuccess, "the launch failed");
   });
@@ -62,10 +50,12 @@ std::vector<Tensor> backward(const Tensor& grad_output, const Tensor& output, co
   gradients[kGradWeightHh] = unwritten(weight_hh.sizes(), input);
   gradients[kGradBiasIh] = unwritten({weight_hh.size(0)}, input);
   gradients[kGradBiasHh] = unwritten({weight_hh.size(0)}, input);
+  const OptTensor some_input = input, some_weight_ih = weight_ih, some_weight_hh = weight_hh;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "backward", [&] {
-    using T = typename DeviceType<scalar_t>::type;
-    const auto p = backward_params<T>(grad_output, output, input, hx, weight_ih, weight_hh, gradients,
-                                      static_cast<Nonlinearity>(nonlinearity));
+    using T = DeviceType<scalar_t>;
+    const auto p =
+        backward_params<T>({grad_output, output, some_input, hx, some_weight_ih, some_weight_hh, "", OutputMask{}},
+                           gradients, static_cast<Nonlinearity>(nonlinearity));
     TORCH_CHECK(find(cuda::kBackwardKernels<T>, kernel).launch(p, nullptr) == cudaSuccess, "the launch failed");
   });
   std::vector<Tensor> asked;

@@ -5,8 +5,6 @@
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <torch/library.h>
 
 #include <array>
@@ -17,27 +15,12 @@
 #include <string>
 #include <utility>
 
+#include "cell/ops.h"
 #include "cuda/rnn_cell_cuda.h"
-#include "ops.h"
+#include "operators/device_type.h"
 
 namespace rnn_ext {
 namespace {
-
-template <typename T>
-struct DeviceType {
-  using type = T;
-};
-template <>
-struct DeviceType<at::Half> {
-  using type = __half;
-};
-template <>
-struct DeviceType<at::BFloat16> {
-  using type = __nv_bfloat16;
-};
-
-// Biases are vectors read once: the kernels take them contiguous.
-OptTensor contiguous(const OptTensor& t) { return t.has_value() ? OptTensor(t->contiguous()) : t; }
 
 // ---- the forward's plan ---------------------------------------------------------------------------------------------
 
@@ -116,14 +99,14 @@ Tensor counters_of(c10::DeviceIndex device, cudaStream_t stream) {
 
 // The products of a plan that leaves them to the library, by the user's precision settings: (1 or 2, B, H), in float32
 // where they are of 16 bits.
-Tensor library_products(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh) {
+Tensor library_products(const CellArguments& a) {
   const c10::impl::ExcludeDispatchKeyGuard nothing_around(c10::autograd_dispatch_keyset_with_ADInplaceOrView |
                                                           c10::autocast_dispatch_keyset);
-  const bool is_16_bit = input.element_size() == 2;
-  const auto options = is_16_bit ? input.options().dtype(at::kFloat) : input.options();
-  auto products = at::empty({hx.has_value() ? 2 : 1, batch_size(input), weight_hh.size(0)}, options);
-  const auto multiply = [&](int64_t i, const Tensor& a, const Tensor& weight) {
-    const auto rows = a.dim() == 1 ? a.unsqueeze(0) : a;
+  const bool is_16_bit = a.input.element_size() == 2;
+  const auto options = is_16_bit ? a.input.options().dtype(at::kFloat) : a.input.options();
+  auto products = at::empty({a.hx.has_value() ? 2 : 1, batch_size(a.input), a.weight_hh.size(0)}, options);
+  const auto multiply = [&](int64_t i, const Tensor& operand, const Tensor& weight) {
+    const auto rows = operand.dim() == 1 ? operand.unsqueeze(0) : operand;
     auto product = products.select(0, i);
     if (is_16_bit) {
       at::mm_out(product, rows, weight.t(), at::kFloat);
@@ -131,8 +114,8 @@ Tensor library_products(const Tensor& input, const OptTensor& hx, const Tensor& 
       at::mm_out(product, rows, weight.t());
     }
   };
-  multiply(0, input, weight_ih);
-  if (hx.has_value()) multiply(1, *hx, weight_hh);
+  multiply(0, a.input, a.weight_ih);
+  if (a.hx.has_value()) multiply(1, *a.hx, a.weight_hh);
   return products;
 }
 
@@ -140,14 +123,15 @@ Tensor library_products(const Tensor& input, const OptTensor& hx, const Tensor& 
 
 Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
                      const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view name) {
-  const auto nonlinearity = check_forward(input, hx, weight_ih, weight_hh, bias_ih_, bias_hh_, name);
+  const auto nonlinearity = check_forward({input, hx, weight_ih, weight_hh, bias_ih_, bias_hh_, name});
   const c10::cuda::CUDAGuard guard(input.device());
   const auto device = guard.current_device().index();
   const auto bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
-  auto output = empty_output(input, weight_hh);
+  const CellArguments arguments = {input, hx, weight_ih, weight_hh, bias_ih, bias_hh, name};
+  auto output = empty_output(arguments);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_cell", [&] {
-    using T = typename DeviceType<scalar_t>::type;
-    const auto p = forward_params<T>(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, output, nonlinearity);
+    using T = DeviceType<scalar_t>;
+    const auto p = forward_params<T>(arguments, output, nonlinearity);
     if (output.numel() == 0) return;
     constexpr bool is_float = std::is_same<T, float>::value;
     const auto c = cuda::forward_case(p, is_float && allows_tf32(), is_float && allows_split_tf32());
@@ -155,7 +139,7 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
     const auto stream = c10::cuda::getCurrentCUDAStream();
     Tensor workspace, counters;
     if (plan.family == cuda::ForwardPlan::Family::kLibrary) {
-      workspace = library_products(input, hx, weight_ih, weight_hh);
+      workspace = library_products(arguments);
     } else if (plan.workspace_bytes > 0) {
       workspace = at::empty({plan.workspace_bytes}, input.options().dtype(at::kByte));
       counters = counters_of(device, stream);
@@ -169,13 +153,14 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
 std::vector<Tensor> rnn_cell_backward_cuda(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
                                            const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
                                            std::string_view name, OutputMask output_mask) {
-  const auto nonlinearity = check_backward(grad_output, output, input, hx, weight_ih, weight_hh, name, output_mask);
+  const CellBackwardArguments arguments = {grad_output, output, input, hx, weight_ih, weight_hh, name, output_mask};
+  const auto nonlinearity = check_backward(arguments);
   const c10::cuda::CUDAGuard guard(output.device());
   const int device = guard.current_device().index();
-  auto gradients = empty_gradients(output, input, weight_ih, output_mask);
+  auto gradients = empty_gradients(arguments);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_cell_backward", [&] {
-    using T = typename DeviceType<scalar_t>::type;
-    const auto p = backward_params<T>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity);
+    using T = DeviceType<scalar_t>;
+    const auto p = backward_params<T>(arguments, gradients, nonlinearity);
     const auto plan = remembered_plan(cuda::plan_backward, cuda::backward_case(p), device, "RNN_EXT_BACKWARD_KERNEL");
     // From the caching allocator: its memory goes to others only behind the kernels on this stream.
     const Tensor workspace =

@@ -1,20 +1,15 @@
 // The operators' schemas, their argument checks, and the kernels that need no device: Meta (shapes alone, symbolic ones
 // too) and Autocast. Their autograd formulas are registered by rnn_ext/ops.py.
-#include "ops.h"
+#include "cell/ops.h"
 
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include "operators/checks.h"
+#include "operators/find_op.h"
+
 namespace rnn_ext {
-
 namespace {
-
-void check_like(const Tensor& input, const Tensor& other, const char* name) {
-  TORCH_CHECK(other.scalar_type() == input.scalar_type(), "expected input and ", name,
-              " to have the same dtype, but got ", input.scalar_type(), " and ", other.scalar_type());
-  TORCH_CHECK(other.device() == input.device(), "expected input and ", name, " on the same device, but got ",
-              input.device(), " and ", other.device());
-}
 
 void check_bias(const Tensor& input, const OptTensor& bias, const c10::SymInt& hidden_size, const char* name) {
   if (!bias.has_value()) return;
@@ -31,24 +26,6 @@ void check_ranks(const Tensor& input, const OptTensor& hx) {
 }
 
 }  // namespace
-
-Nonlinearity parse_nonlinearity(std::string_view name) {
-  for (const auto kind : {Nonlinearity::kTanh, Nonlinearity::kRelu, Nonlinearity::kSigmoid}) {
-    if (name == name_of(kind)) return kind;
-  }
-  TORCH_CHECK(false, "Unknown nonlinearity: ", name);
-}
-
-std::string_view name_of(Nonlinearity nonlinearity) {
-  switch (nonlinearity) {
-    case Nonlinearity::kTanh:
-      return "tanh";
-    case Nonlinearity::kRelu:
-      return "relu";
-    default:
-      return "sigmoid";
-  }
-}
 
 void check_sizes(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh) {
   TORCH_CHECK(weight_ih.dim() > 0, "weight_ih must be 2D, got 0D instead");
@@ -74,69 +51,66 @@ void check_sizes(const Tensor& input, const OptTensor& hx, const Tensor& weight_
               ", but got ", weight_hh.sym_size(0));
 }
 
-Nonlinearity check_forward(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                           const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity) {
-  check_ranks(input, hx);
-  const auto parsed = parse_nonlinearity(nonlinearity);
-  check_sizes(input, hx, weight_ih, weight_hh);
-  check_like(input, weight_ih, "weight_ih");
-  check_like(input, weight_hh, "weight_hh");
-  if (hx.has_value()) check_like(input, *hx, "hx");
-  check_bias(input, bias_ih, weight_hh.sym_size(1), "bias_ih");
-  check_bias(input, bias_hh, weight_hh.sym_size(1), "bias_hh");
-  return parsed;
+Nonlinearity check_forward(const CellArguments& a) {
+  check_ranks(a.input, a.hx);
+  const auto nonlinearity = parse_nonlinearity(a.nonlinearity);
+  check_sizes(a.input, a.hx, a.weight_ih, a.weight_hh);
+  check_like(a.input, a.weight_ih, "weight_ih");
+  check_like(a.input, a.weight_hh, "weight_hh");
+  if (a.hx.has_value()) check_like(a.input, *a.hx, "hx");
+  check_bias(a.input, a.bias_ih, a.weight_hh.sym_size(1), "bias_ih");
+  check_bias(a.input, a.bias_hh, a.weight_hh.sym_size(1), "bias_hh");
+  return nonlinearity;
 }
 
-Nonlinearity check_backward(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
-                            const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
-                            std::string_view nonlinearity, OutputMask output_mask) {
-  const auto parsed = parse_nonlinearity(nonlinearity);
-  TORCH_CHECK(output.dim() == 1 || output.dim() == 2, "output must be 1D or 2D, got ", output.dim(), "D instead");
+Nonlinearity check_backward(const CellBackwardArguments& a) {
+  const auto nonlinearity = parse_nonlinearity(a.nonlinearity);
+  TORCH_CHECK(a.output.dim() == 1 || a.output.dim() == 2, "output must be 1D or 2D, got ", a.output.dim(), "D instead");
   const auto check_shape = [&](const Tensor& t, c10::SymIntArrayRef shape, const char* name) {
     TORCH_CHECK(t.sym_sizes() == shape, name, " must have shape ", shape, ", but got ", t.sym_sizes());
-    check_like(output, t, name);
+    check_like(a.output, t, name);
   };
-  const auto hidden_size = output.sym_size(-1);
-  check_shape(grad_output, output.sym_sizes(), "grad_output");
-  if (hx.has_value()) check_shape(*hx, output.sym_sizes(), "hx");
-  if (weight_hh.has_value()) check_shape(*weight_hh, {hidden_size, hidden_size}, "weight_hh");
-  if (weight_ih.has_value()) {
-    TORCH_CHECK(weight_ih->dim() == 2, "weight_ih must be 2D, got ", weight_ih->dim(), "D instead");
-    check_shape(*weight_ih, {hidden_size, weight_ih->sym_size(1)}, "weight_ih");
+  const auto hidden_size = a.output.sym_size(-1);
+  check_shape(a.grad_output, a.output.sym_sizes(), "grad_output");
+  if (a.hx.has_value()) check_shape(*a.hx, a.output.sym_sizes(), "hx");
+  if (a.weight_hh.has_value()) check_shape(*a.weight_hh, {hidden_size, hidden_size}, "weight_hh");
+  if (a.weight_ih.has_value()) {
+    TORCH_CHECK(a.weight_ih->dim() == 2, "weight_ih must be 2D, got ", a.weight_ih->dim(), "D instead");
+    check_shape(*a.weight_ih, {hidden_size, a.weight_ih->sym_size(1)}, "weight_ih");
   }
-  if (input.has_value()) {
-    TORCH_CHECK(input->dim() == output.dim(), "input must be ", output.dim(), "D, got ", input->dim(), "D instead");
-    auto shape = output.sym_sizes().vec();
-    shape.back() = (weight_ih.has_value() ? *weight_ih : *input).sym_size(-1);
-    check_shape(*input, shape, "input");
+  if (a.input.has_value()) {
+    TORCH_CHECK(a.input->dim() == a.output.dim(), "input must be ", a.output.dim(), "D, got ", a.input->dim(),
+                "D instead");
+    auto shape = a.output.sym_sizes().vec();
+    shape.back() = (a.weight_ih.has_value() ? *a.weight_ih : *a.input).sym_size(-1);
+    check_shape(*a.input, shape, "input");
   }
-  TORCH_CHECK(weight_ih.has_value() || !output_mask[kGradInput], "the gradient of input needs weight_ih");
-  TORCH_CHECK(weight_hh.has_value() || !output_mask[kGradHx], "the gradient of hx needs weight_hh");
-  TORCH_CHECK(input.has_value() || !output_mask[kGradWeightIh], "the gradient of weight_ih needs input");
-  return parsed;
+  TORCH_CHECK(a.weight_ih.has_value() || !a.output_mask[kGradInput], "the gradient of input needs weight_ih");
+  TORCH_CHECK(a.weight_hh.has_value() || !a.output_mask[kGradHx], "the gradient of hx needs weight_hh");
+  TORCH_CHECK(a.input.has_value() || !a.output_mask[kGradWeightIh], "the gradient of weight_ih needs input");
+  return nonlinearity;
 }
 
-Tensor empty_output(const Tensor& input, const Tensor& weight_hh) {
-  const auto hidden_size = weight_hh.sym_size(1);
-  return input.dim() == 1 ? at::empty_symint({hidden_size}, input.options())
-                          : at::empty_symint({input.sym_size(0), hidden_size}, input.options());
+Tensor empty_output(const CellArguments& a) {
+  const auto hidden_size = a.weight_hh.sym_size(1);
+  return a.input.dim() == 1 ? at::empty_symint({hidden_size}, a.input.options())
+                            : at::empty_symint({a.input.sym_size(0), hidden_size}, a.input.options());
 }
 
-std::array<Tensor, kNumGradients> empty_gradients(const Tensor& output, const OptTensor& input,
-                                                  const OptTensor& weight_ih, OutputMask output_mask) {
-  const auto empty = [&](c10::SymIntArrayRef shape) { return at::empty_symint(shape, output.options()); };
-  const auto hidden_size = output.sym_size(-1);
+std::array<Tensor, kNumGradients> empty_gradients(const CellBackwardArguments& a) {
+  const auto empty = [&](c10::SymIntArrayRef shape) { return at::empty_symint(shape, a.output.options()); };
+  const auto hidden_size = a.output.sym_size(-1);
   std::array<Tensor, kNumGradients> gradients;
-  if (output_mask[kGradInput]) {
-    auto shape = output.sym_sizes().vec();
-    shape.back() = weight_ih->sym_size(1);
+  if (a.output_mask[kGradInput]) {
+    auto shape = a.output.sym_sizes().vec();
+    shape.back() = a.weight_ih->sym_size(1);
     gradients[kGradInput] = empty(shape);
   }
-  if (output_mask[kGradHx]) gradients[kGradHx] = empty(output.sym_sizes());
-  if (output_mask[kGradWeightIh]) gradients[kGradWeightIh] = empty({hidden_size, input->sym_size(-1)});
-  if (output_mask[kGradWeightHh]) gradients[kGradWeightHh] = empty({hidden_size, hidden_size});
-  if (output_mask[kGradBiasIh]) gradients[kGradBiasIh] = empty({hidden_size});
-  if (output_mask[kGradBiasHh]) gradients[kGradBiasHh] = empty({hidden_size});
+  if (a.output_mask[kGradHx]) gradients[kGradHx] = empty(a.output.sym_sizes());
+  if (a.output_mask[kGradWeightIh]) gradients[kGradWeightIh] = empty({hidden_size, a.input->sym_size(-1)});
+  if (a.output_mask[kGradWeightHh]) gradients[kGradWeightHh] = empty({hidden_size, hidden_size});
+  if (a.output_mask[kGradBiasIh]) gradients[kGradBiasIh] = empty({hidden_size});
+  if (a.output_mask[kGradBiasHh]) gradients[kGradBiasHh] = empty({hidden_size});
   return gradients;
 }
 
@@ -153,15 +127,18 @@ namespace {
 
 Tensor rnn_cell_meta(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
                      const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity) {
-  check_forward(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity);
-  return empty_output(input, weight_hh);
+  const CellArguments arguments = {input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity};
+  check_forward(arguments);
+  return empty_output(arguments);
 }
 
 std::vector<Tensor> rnn_cell_backward_meta(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
                                            const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
                                            std::string_view nonlinearity, OutputMask output_mask) {
-  check_backward(grad_output, output, input, hx, weight_ih, weight_hh, nonlinearity, output_mask);
-  return asked_gradients(empty_gradients(output, input, weight_ih, output_mask));
+  const CellBackwardArguments arguments = {grad_output, output,    input,        hx,
+                                           weight_ih,   weight_hh, nonlinearity, output_mask};
+  check_backward(arguments);
+  return asked_gradients(empty_gradients(arguments));
 }
 
 // nn.RNNCell is on autocast's low-precision list. The dtype is the one in force now (torch.library.register_autocast
@@ -173,8 +150,7 @@ Tensor rnn_cell_autocast(const Tensor& input, const OptTensor& hx, const Tensor&
   c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
   const auto dtype = at::autocast::get_autocast_dtype(device_type);
   const auto cast = [&](const auto& t) { return at::autocast::cached_cast(dtype, t, device_type); };
-  static const auto op =
-      c10::Dispatcher::singleton().findSchemaOrThrow("rnn_ext::rnn_cell", "").typed<decltype(rnn_cell_meta)>();
+  static const auto op = find_op<decltype(rnn_cell_meta)>("rnn_ext::rnn_cell");
   return op.call(cast(input), cast(hx), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh), nonlinearity);
 }
 

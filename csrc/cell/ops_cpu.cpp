@@ -2,8 +2,8 @@
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
+#include "cell/ops.h"
 #include "cpu/rnn_cell_cpu.h"
-#include "ops.h"
 
 namespace rnn_ext {
 namespace {
@@ -13,17 +13,15 @@ Tensor unit_columns(const Tensor& t) { return t.size(-1) <= 1 || t.stride(-1) ==
 
 OptTensor unit_columns(const OptTensor& t) { return t.has_value() ? OptTensor(unit_columns(*t)) : t; }
 
-OptTensor contiguous(const OptTensor& t) { return t.has_value() ? OptTensor(t->contiguous()) : t; }
-
 Tensor rnn_cell_cpu(const Tensor& input_, const OptTensor& hx_, const Tensor& weight_ih_, const Tensor& weight_hh_,
                     const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view name) {
-  const auto nonlinearity = check_forward(input_, hx_, weight_ih_, weight_hh_, bias_ih_, bias_hh_, name);
+  const auto nonlinearity = check_forward({input_, hx_, weight_ih_, weight_hh_, bias_ih_, bias_hh_, name});
   const auto input = unit_columns(input_), weight_ih = unit_columns(weight_ih_), weight_hh = unit_columns(weight_hh_);
   const auto hx = unit_columns(hx_), bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
-  auto output = empty_output(input, weight_hh);
+  const CellArguments arguments = {input, hx, weight_ih, weight_hh, bias_ih, bias_hh, name};
+  auto output = empty_output(arguments);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_cell", [&] {
-    cpu::rnn_cell_forward(
-        forward_params<scalar_t>(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, output, nonlinearity));
+    cpu::rnn_cell_forward(forward_params<scalar_t>(arguments, output, nonlinearity));
   });
   return output;
 }
@@ -32,14 +30,14 @@ std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output_, const Tens
                                           const OptTensor& hx_, const OptTensor& weight_ih_,
                                           const OptTensor& weight_hh_, std::string_view name, OutputMask output_mask) {
   const auto nonlinearity =
-      check_backward(grad_output_, output_, input_, hx_, weight_ih_, weight_hh_, name, output_mask);
+      check_backward({grad_output_, output_, input_, hx_, weight_ih_, weight_hh_, name, output_mask});
   const auto grad_output = unit_columns(grad_output_), output = unit_columns(output_);
   const auto input = unit_columns(input_), hx = unit_columns(hx_);
   const auto weight_ih = unit_columns(weight_ih_), weight_hh = unit_columns(weight_hh_);
-  auto gradients = empty_gradients(output, input, weight_ih, output_mask);
+  const CellBackwardArguments arguments = {grad_output, output, input, hx, weight_ih, weight_hh, name, output_mask};
+  auto gradients = empty_gradients(arguments);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_cell_backward", [&] {
-    cpu::rnn_cell_backward(
-        backward_params<scalar_t>(grad_output, output, input, hx, weight_ih, weight_hh, gradients, nonlinearity));
+    cpu::rnn_cell_backward(backward_params<scalar_t>(arguments, gradients, nonlinearity));
   });
   return asked_gradients(std::move(gradients));
 }

@@ -5,9 +5,10 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "cell/autograd.h"
 #include "cpu/rnn_cell_cpu.h"
 #include "cuda/backward_plan.h"
-#include "eager.h"
+#include "operators/eligible.h"
 
 namespace rnn_ext {
 namespace {
@@ -56,8 +57,8 @@ PyObject* rnn_cell(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t 
   {
     std::optional<py::gil_scoped_release> no_gil;
     if (!is_short(as_tensor(input), as_tensor(weight_ih), as_tensor(weight_hh))) no_gil.emplace();
-    output = rnn_cell_eager(as_tensor(input), as_optional(hx), as_tensor(weight_ih), as_tensor(weight_hh),
-                            as_optional(bias_ih), as_optional(bias_hh), name);
+    output = rnn_cell_eager({as_tensor(input), as_optional(hx), as_tensor(weight_ih), as_tensor(weight_hh),
+                             as_optional(bias_ih), as_optional(bias_hh), name});
   }
   if (!output.has_value()) Py_RETURN_NONE;
   return THPVariable_Wrap(*std::move(output));
@@ -125,7 +126,14 @@ Tensor below_autograd(const Tensor& input, const OptTensor& hx, const Tensor& we
   const auto name = as_name(nonlinearity);
   const py::gil_scoped_release no_gil;
   const WithoutAutocastCache no_cache;
-  return rnn_cell_below_autograd(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, name);
+  return rnn_cell_below_autograd({input, hx, weight_ih, weight_hh, bias_ih, bias_hh, name});
+}
+
+std::vector<Tensor> gradients(const Tensor& grad_output, const Tensor& output, const OptTensor& input,
+                              const OptTensor& hx, const OptTensor& weight_ih, const OptTensor& weight_hh,
+                              std::string_view nonlinearity, OutputMask output_mask) {
+  const py::gil_scoped_release no_gil;
+  return rnn_cell_gradients({grad_output, output, input, hx, weight_ih, weight_hh, nonlinearity, output_mask});
 }
 
 // Also without CUDA: which kernels a GPU would run, forward and backward, and why.
@@ -161,7 +169,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_archs") = RNN_EXT_CUDA_ARCHS;
   PyModule_AddFunctions(m.ptr(), kMethods);
   m.def("rnn_cell_below_autograd", &below_autograd);
-  m.def("rnn_cell_gradients", &rnn_cell_gradients, py::call_guard<py::gil_scoped_release>());
+  m.def("rnn_cell_gradients", &gradients);
   m.def("check_sizes", &check_sizes);
   m.def("explain", &explain);
   m.def("cpu_capability", &cpu::cpu_capability);

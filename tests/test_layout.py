@@ -1,0 +1,77 @@
+"""The rooms of csrc/, and which of them may use which: the picture that csrc/README.md draws."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[1] / "csrc"
+
+# Room or file: what its files may include. The longest name that fits a file counts.
+MAY_INCLUDE = {
+    "core/": {"core/"},
+    "operators/": {"core/", "operators/"},
+    "operators/bindings.cpp": {"operators/", "cell/", "cpu/", "cuda/"},
+    "cell/": {"core/", "operators/", "cell/", "cpu/rnn_cell_cpu.h", "cuda/rnn_cell_cuda.h"},
+    "cell/params.h": {"core/"},
+    "cpu/": {"core/", "cell/params.h", "cpu/"},
+    "cuda/": {"core/", "cell/params.h", "cuda/"},
+}
+# The host runtime's, in place of the device's instructions: tests/cuda_host/.
+OF_THE_HOST_RUNTIME = {"cuda_host.h", "tensor_core.h", "hopper.h"}
+SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
+
+
+def files() -> list[str]:
+    return sorted(p.relative_to(CSRC).as_posix() for p in CSRC.rglob("*") if p.suffix in SUFFIXES)
+
+
+def includes(text: str) -> list[str]:
+    return re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE)
+
+
+def why_not(file: str, included: str) -> str:
+    """What is wrong with an include; empty if nothing is."""
+    room = Path(file).parent
+    if included in OF_THE_HOST_RUNTIME and room.name == "cuda":
+        return ""
+    if (CSRC / room / included).is_file() and room.name in ("cpu", "cuda"):
+        included = (room / included).as_posix()
+    if not (CSRC / included).is_file():
+        return f"{file} includes {included}, which is no path from csrc/"
+    rules = [rule for rule in MAY_INCLUDE if file.startswith(rule)]
+    if not rules:
+        return f"{file} is in no room"
+    if not included.startswith(tuple(MAY_INCLUDE[max(rules, key=len)])):
+        return f"{file} may not include {included}"
+    return ""
+
+
+@pytest.mark.parametrize("file", files())
+def test_a_room_uses_only_what_it_may(file: str) -> None:
+    found = [why_not(file, included) for included in includes((CSRC / file).read_text())]
+    assert [reason for reason in found if reason] == []
+
+
+@pytest.mark.parametrize(
+    "file, included",
+    [
+        ("core/params.h", "cell/params.h"),
+        ("operators/node.h", "cell/ops.h"),
+        ("cell/params.h", "operators/operands.h"),
+        ("cuda/operand.cuh", "cell/ops.h"),
+        ("cuda/forward.cu", "params.h"),
+        ("somewhere/else.h", "core/params.h"),
+    ],
+)
+def test_breaches_are_seen(file: str, included: str) -> None:
+    assert why_not(file, included)
+
+
+def test_kernels_of_cuda_and_what_they_are_told_know_no_torch() -> None:
+    torch = re.compile(r"^\s*#\s*include\s*[<\"](torch|ATen|c10|pybind11)/", re.MULTILINE)
+    knowing = {file for file in files() if torch.search((CSRC / file).read_text())}
+    assert not [file for file in knowing if file.startswith(("core/", "cuda/", "cell/params.h"))]
+    assert knowing  # the pattern finds those that may
