@@ -31,6 +31,18 @@ struct Product {
   T* c;
   int64_t c_stride;
   int64_t rows, cols, inner;
+  int64_t whole_rows;  // of the product that this is a block of rows of: what blocks there are must not choose a kernel
+};
+
+// A block of dz (B, H) that is in memory.
+template <typename T>
+struct DzBlock {
+  acc_t<T>* data;  // at (row_begin, col_begin)
+  int64_t row_stride;
+  int64_t row_begin, row_end, col_begin, col_end;
+
+  int64_t rows() const { return row_end - row_begin; }
+  int64_t cols() const { return col_end - col_begin; }
 };
 
 // Of a product's inner dimension: with fewer, the time goes into stores.
@@ -42,8 +54,9 @@ struct Kernels {
   void (*forward)(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
   // output[rows] = f(output[rows] + b_ih + b_hh), for products that another library has left in output.
   void (*finish)(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end);
-  // dz = grad_output · f'(output) into dz (B, H), for a range of columns, and their sums over B where asked.
-  void (*grad_z)(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col_begin, int64_t col_end);
+  // dz[rows, columns] = grad_output · f'(output), for all rows of the block; and, where these are all of dz's, their
+  // sums into grad_bias, if asked.
+  void (*grad_z)(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col_begin, int64_t col_end);
   // A block of C = A M.
   void (*product)(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
 };

@@ -472,7 +472,7 @@ void finish(const ForwardParams<T>& p, int64_t row, int64_t row_end) {
 
 // dz for NV vectors of columns, and its sums over the batch. partial: the last vector has n columns.
 template <Nonlinearity kind, int NV, bool partial, typename T>
-void grad_z_strip(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col, int64_t n) {
+void grad_z_strip(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col, int64_t n) {
   using Vec = typename VecOf<T>::type;
   using V = typename Vec::V;
   constexpr int kLanes = Vec::kLanes;
@@ -483,13 +483,13 @@ void grad_z_strip(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, i
   UNROLL for (int level = 0; level < kLevels; ++level) {
     UNROLL for (int j = 0; j < NV; ++j) sums[level][j] = Vec::zero();
   }
-  for (int64_t b = 0; b < p.batch;) {
+  for (int64_t b = 0; b < dz.rows();) {
     V run[NV];
     UNROLL for (int j = 0; j < NV; ++j) run[j] = Vec::zero();
-    for (const int64_t run_end = smaller(b + kRunRows, p.batch); b < run_end; ++b) {
-      const T* grad = p.grad_output.data + b * p.grad_output.row_stride + col;
-      const T* y = p.output.data + b * p.output.row_stride + col;
-      acc_t<T>* out = dz + b * dz_stride + col;
+    for (const int64_t run_end = smaller(b + kRunRows, dz.rows()); b < run_end; ++b) {
+      const T* grad = p.grad_output.data + (dz.row_begin + b) * p.grad_output.row_stride + col;
+      const T* y = p.output.data + (dz.row_begin + b) * p.output.row_stride + col;
+      acc_t<T>* out = dz.data + b * dz.row_stride + (col - dz.col_begin);
       UNROLL for (int j = 0; j < NV; ++j, grad += kLanes, y += kLanes, out += kLanes) {
         if (partial && j == NV - 1) {
           const V d = activation_grad<kind, Vec>(Vec::load(grad, n), Vec::load(y, n));
@@ -511,7 +511,7 @@ void grad_z_strip(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, i
       }
     }
   }
-  if (!p.grad_bias) return;
+  if (!p.grad_bias || dz.rows() < p.batch) return;
   UNROLL for (int j = 0; j < NV; ++j) {
     const V total = (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
     if (partial && j == NV - 1) {
@@ -523,22 +523,22 @@ void grad_z_strip(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, i
 }
 
 template <Nonlinearity kind, typename T>
-void grad_z_columns(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col, int64_t col_end) {
+void grad_z_columns(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col, int64_t col_end) {
   constexpr int kLanes = VecOf<T>::type::kLanes;
-  for (; col + 4 * kLanes <= col_end; col += 4 * kLanes) grad_z_strip<kind, 4, false>(p, dz, dz_stride, col, kLanes);
-  for (; col + kLanes <= col_end; col += kLanes) grad_z_strip<kind, 1, false>(p, dz, dz_stride, col, kLanes);
-  if (col < col_end) grad_z_strip<kind, 1, true>(p, dz, dz_stride, col, col_end - col);
+  for (; col + 4 * kLanes <= col_end; col += 4 * kLanes) grad_z_strip<kind, 4, false>(p, dz, col, kLanes);
+  for (; col + kLanes <= col_end; col += kLanes) grad_z_strip<kind, 1, false>(p, dz, col, kLanes);
+  if (col < col_end) grad_z_strip<kind, 1, true>(p, dz, col, col_end - col);
 }
 
 template <typename T>
-void grad_z(const BackwardParams<T>& p, acc_t<T>* dz, int64_t dz_stride, int64_t col_begin, int64_t col_end) {
+void grad_z(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col_begin, int64_t col_end) {
   switch (p.weights.nonlinearity) {
     case Nonlinearity::kTanh:
-      return grad_z_columns<Nonlinearity::kTanh>(p, dz, dz_stride, col_begin, col_end);
+      return grad_z_columns<Nonlinearity::kTanh>(p, dz, col_begin, col_end);
     case Nonlinearity::kRelu:
-      return grad_z_columns<Nonlinearity::kRelu>(p, dz, dz_stride, col_begin, col_end);
+      return grad_z_columns<Nonlinearity::kRelu>(p, dz, col_begin, col_end);
     case Nonlinearity::kSigmoid:
-      return grad_z_columns<Nonlinearity::kSigmoid>(p, dz, dz_stride, col_begin, col_end);
+      return grad_z_columns<Nonlinearity::kSigmoid>(p, dz, col_begin, col_end);
   }
 }
 

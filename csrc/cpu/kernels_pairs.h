@@ -208,7 +208,7 @@ struct alignas(64) PairProductBuffers {
 
 void product_by_pairs(const Product<BFloat16>& g, int64_t row_begin, int64_t row_end, int64_t col_begin,
                       int64_t col_end) {
-  if (g.rows < kFewForPairs || g.inner < kFewForPairs) {
+  if (g.whole_rows < kFewForPairs || g.inner < kFewForPairs) {
     return kernels_avx512().bf16.product(g, row_begin, row_end, col_begin, col_end);
   }
   auto& buffers = scratch<PairProductBuffers>();

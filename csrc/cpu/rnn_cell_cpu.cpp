@@ -152,6 +152,86 @@ void parallel_runs(int64_t size, int64_t tile, int64_t multiply_adds_each, const
   at::parallel_for(0, tiles, grain, [&](int64_t begin, int64_t end) { f(begin * tile, std::min(end * tile, size)); });
 }
 
+// Whether the backward's products are the library's.
+template <typename T>
+bool backward_by_library(const BackwardParams<T>& p) {
+  if constexpr (!kHasLibrary<T>) return false;
+  const int64_t weights = p.weights.hidden_size * (p.weights.input_size + (p.hx.data ? p.weights.hidden_size : 0));
+  const LibraryThreshold threshold = library_threshold<T>();
+  return p.batch > 0 && (p.batch * weights >= threshold.backward || weights >= threshold.backward_weights);
+}
+
+// The forward's output cut into tiles as high as the kernels' panels of rows, numbered row by row, so that a thread's
+// are whole rows of tiles where there are enough: then no two threads write to the same line of the cache, nor
+// transpose the same x.
+template <typename T>
+struct OutputTiles {
+  static constexpr int64_t kRows = std::is_same_v<T, c10::BFloat16> ? 32 : 16, kCols = 16;
+
+  const ForwardParams<T>& p;
+  int64_t rows = std::max<int64_t>(p.batch / kRows, 1);  // the last row of tiles is higher than the others
+  int64_t cols = (p.weights.hidden_size + kCols - 1) / kCols;
+
+  void compute(int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end) const {
+    kernels<T>().forward(p, row_begin * kRows, row_end == rows ? p.batch : row_end * kRows, col_begin * kCols,
+                         std::min(col_end * kCols, p.weights.hidden_size));
+  }
+
+  // In few rectangles: the rest of a row, whole rows, the beginning of one.
+  void compute_run(int64_t begin, int64_t end) const {
+    while (begin < end) {
+      const int64_t row = begin / cols, col = begin % cols;
+      const int64_t whole_rows = col == 0 ? (end - begin) / cols : 0;
+      if (whole_rows > 0) {
+        compute(row, row + whole_rows, 0, cols);
+        begin += whole_rows * cols;
+      } else {
+        const int64_t in_this_row = std::min(end - begin, cols - col);
+        compute(row, row + 1, col, col + in_this_row);
+        begin += in_this_row;
+      }
+    }
+  }
+};
+
+// The backward's products, each cut into panels of columns, and all panels in one list for the threads: they share an
+// inner size times rows of B · H, so that a panel of one is as much work as of any other.
+template <typename T>
+class ProductList {
+ public:
+  static constexpr int64_t kPanel = 32;
+
+  void add(const Product<T>& g) {
+    if (g.c == nullptr || g.rows == 0 || g.cols == 0) return;
+    first_panel_[size_ + 1] = panels() + (g.cols + kPanel - 1) / kPanel;
+    products_[size_++] = g;
+  }
+
+  int64_t panels() const { return first_panel_[size_]; }
+
+  void compute_run(int64_t begin, int64_t end) const {
+    for (int i = 0; i < size_; ++i) {
+      const int64_t from = std::max(begin, first_panel_[i]), to = std::min(end, first_panel_[i + 1]);
+      if (from < to) compute_panels(products_[i], i, from - first_panel_[i], to - first_panel_[i]);
+    }
+  }
+
+ private:
+  // Where the time goes into stores, a product is cut into as many runs of whole rows instead, if it has them.
+  void compute_panels(const Product<T>& g, int i, int64_t from, int64_t to) const {
+    const int64_t panels = first_panel_[i + 1] - first_panel_[i];
+    if (g.inner < kFewTerms && g.rows >= panels) {
+      kernels<T>().product(g, g.rows * from / panels, g.rows * to / panels, 0, g.cols);
+    } else {
+      kernels<T>().product(g, 0, g.rows, from * kPanel, std::min(to * kPanel, g.cols));
+    }
+  }
+
+  Product<T> products_[4];
+  int64_t first_panel_[5] = {0};
+  int size_ = 0;
+};
+
 }  // namespace
 
 const char* cpu_capability() { return table().capability; }
@@ -169,77 +249,66 @@ void rnn_cell_forward(const ForwardParams<T>& p) {
   }
   if (B == 0 || H == 0) return;
   if (B * H * (K + 1) <= serial_work()) return kernels<T>().forward(p, 0, B, 0, H);
-  // Tiles of the output as high as the kernels' panels of rows, row by row, so that a thread's are whole rows of tiles
-  // where there are enough: then no two threads write to the same line of the cache, nor transpose the same x.
-  constexpr int64_t kRows = std::is_same_v<T, c10::BFloat16> ? 32 : 16, kCols = 16;
-  const int64_t row_tiles = std::max<int64_t>(B / kRows, 1), col_tiles = (H + kCols - 1) / kCols;
-  parallel_runs(row_tiles * col_tiles, 1, kRows * kCols * (K + 1), [&](int64_t tile, int64_t end) {
-    while (tile < end) {
-      const int64_t row = tile / col_tiles, col = tile % col_tiles;
-      const int64_t rows = col == 0 ? std::max<int64_t>((end - tile) / col_tiles, 1) : 1;
-      const int64_t cols = std::min(end - tile, col_tiles - col);
-      kernels<T>().forward(p, row * kRows, row + rows == row_tiles ? B : (row + rows) * kRows, col * kCols,
-                           std::min((col + cols) * kCols, H));
-      tile += rows > 1 ? rows * col_tiles : cols;
-    }
+  const OutputTiles<T> tiles{p};
+  parallel_runs(tiles.rows * tiles.cols, 1, tiles.kRows * tiles.kCols * (K + 1),
+                [&](int64_t begin, int64_t end) { tiles.compute_run(begin, end); });
+}
+
+template <typename T>
+void grad_z(const BackwardParams<T>& p, const DzBlock<T>& dz) {
+  parallel_runs(dz.cols(), 64, kElementWork * dz.rows(), [&](int64_t begin, int64_t end) {
+    kernels<T>().grad_z(p, dz, dz.col_begin + begin, dz.col_begin + end);
   });
+  if (p.grad_bias_copy && dz.rows() == p.batch) {
+    std::memcpy(static_cast<void*>(p.grad_bias_copy + dz.col_begin), p.grad_bias + dz.col_begin, dz.cols() * sizeof(T));
+  }
+}
+
+template <typename T>
+void gradients_from_dz(const BackwardParams<T>& p, const DzBlock<T>& dz) {
+  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
+  const bool all_rows = dz.rows() == B, all_cols = dz.cols() == H;
+  if constexpr (kHasLibrary<T>) {
+    if (all_rows && all_cols && dz.row_stride == H && backward_by_library(p)) return library_backward(p, dz.data);
+  }
+  ProductList<T> products;
+  const auto add_rows = [&](const Matrix<T>& weight, T* gradient, int64_t size) {
+    if (!all_cols || !gradient) return;
+    products.add({dz.data, dz.row_stride, 1, weight.data, weight.row_stride, gradient + dz.row_begin * size, size,
+                  dz.rows(), size, H, B});
+  };
+  const auto add_columns = [&](const Matrix<T>& operand, T* gradient, int64_t size) {
+    if (!all_rows || !gradient) return;
+    products.add({dz.data, 1, dz.row_stride, operand.data, operand.row_stride, gradient + dz.col_begin * size, size,
+                  dz.cols(), size, B, H});
+  };
+  // In this order two threads have one product of either kind each, as one kind takes a little longer.
+  add_rows(p.weights.weight_ih, p.grad_input, I);
+  add_columns(p.input, p.grad_weight_ih, I);
+  add_rows(p.weights.weight_hh, p.grad_hx, H);
+  if (p.hx.data) add_columns(p.hx, p.grad_weight_hh, H);
+  parallel_runs(products.panels(), 1, dz.rows() * dz.cols() * products.kPanel,
+                [&](int64_t begin, int64_t end) { products.compute_run(begin, end); });
 }
 
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p) {
   using S = acc_t<T>;
-  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
+  const int64_t B = p.batch, H = p.weights.hidden_size;
   if (!p.hx.data && p.grad_weight_hh) std::memset(static_cast<void*>(p.grad_weight_hh), 0, H * H * sizeof(T));
-  const int64_t weights = H * (I + (p.hx.data ? H : 0));
-  const bool by_library = [&] {
-    if constexpr (!kHasLibrary<T>) return false;
-    const LibraryThreshold threshold = library_threshold<T>();
-    return B > 0 && (B * weights >= threshold.backward || weights >= threshold.backward_weights);
-  }();
   // dz is used up to four times: computed once, in the accumulation type. Rows a large power of two apart would
   // compete for the same lines of the cache.
-  const int64_t dz_stride = !by_library && H % 256 == 0 ? H + 64 / sizeof(S) : H;
+  const int64_t row_stride = !backward_by_library(p) && H % 256 == 0 ? H + 64 / sizeof(S) : H;
   constexpr int64_t kStackSize = 1024;
   S on_stack[kStackSize];
   at::TensorBase allocated;  // by PyTorch, so that its profiler sees it, and its error names the size
-  if (B * dz_stride > kStackSize) allocated = at::detail::empty_cpu({B, dz_stride}, c10::CppTypeToScalarType<S>::value);
-  S* const dz = allocated.defined() ? allocated.mutable_data_ptr<S>() : on_stack;
-  parallel_runs(H, 64, kElementWork * B,
-                [&](int64_t begin, int64_t end) { kernels<T>().grad_z(p, dz, dz_stride, begin, end); });
-  if (p.grad_bias_copy) std::memcpy(static_cast<void*>(p.grad_bias_copy), p.grad_bias, H * sizeof(T));
-  if constexpr (kHasLibrary<T>) {
-    if (by_library) return library_backward(p, dz);
+  if (B * row_stride > kStackSize) {
+    allocated = at::detail::empty_cpu({B, row_stride}, c10::CppTypeToScalarType<S>::value);
   }
-
-  // Up to four products, a column of each being as much work as of any other: one list of panels for all threads. In
-  // this order two threads have one product of either kind each, as one kind takes a little longer. Where the time goes
-  // into stores, a product is cut into as many runs of whole rows instead, if it has them.
-  Product<T> products[4];
-  int64_t first_panel[5] = {0};
-  int n = 0;
-  constexpr int64_t kPanel = 32;
-  const auto add = [&](const Product<T>& g) {
-    if (g.c == nullptr || g.rows == 0 || g.cols == 0) return;
-    first_panel[n + 1] = first_panel[n] + (g.cols + kPanel - 1) / kPanel;
-    products[n++] = g;
-  };
-  add({dz, dz_stride, 1, p.weights.weight_ih.data, p.weights.weight_ih.row_stride, p.grad_input, I, B, I, H});
-  add({dz, 1, dz_stride, p.input.data, p.input.row_stride, p.grad_weight_ih, I, H, I, B});
-  add({dz, dz_stride, 1, p.weights.weight_hh.data, p.weights.weight_hh.row_stride, p.grad_hx, H, B, H, H});
-  if (p.hx.data) add({dz, 1, dz_stride, p.hx.data, p.hx.row_stride, p.grad_weight_hh, H, H, H, B});
-  parallel_runs(first_panel[n], 1, B * H * kPanel, [&](int64_t begin, int64_t end) {
-    for (int i = 0; i < n; ++i) {
-      const Product<T>& g = products[i];
-      const int64_t panels = first_panel[i + 1] - first_panel[i];
-      const int64_t from = std::max<int64_t>(begin - first_panel[i], 0), to = std::min(end - first_panel[i], panels);
-      if (from >= to) continue;
-      if (g.inner < kFewTerms && g.rows >= panels) {
-        kernels<T>().product(g, g.rows * from / panels, g.rows * to / panels, 0, g.cols);
-      } else {
-        kernels<T>().product(g, 0, g.rows, from * kPanel, std::min(to * kPanel, g.cols));
-      }
-    }
-  });
+  S* const data = allocated.defined() ? allocated.mutable_data_ptr<S>() : on_stack;
+  const DzBlock<T> dz = {data, row_stride, 0, B, 0, H};
+  grad_z(p, dz);
+  gradients_from_dz(p, dz);
 }
 
 template void rnn_cell_forward(const ForwardParams<float>&);
@@ -250,5 +319,13 @@ template void rnn_cell_backward(const BackwardParams<float>&);
 template void rnn_cell_backward(const BackwardParams<double>&);
 template void rnn_cell_backward(const BackwardParams<c10::BFloat16>&);
 template void rnn_cell_backward(const BackwardParams<c10::Half>&);
+template void grad_z(const BackwardParams<float>&, const DzBlock<float>&);
+template void grad_z(const BackwardParams<double>&, const DzBlock<double>&);
+template void grad_z(const BackwardParams<c10::BFloat16>&, const DzBlock<c10::BFloat16>&);
+template void grad_z(const BackwardParams<c10::Half>&, const DzBlock<c10::Half>&);
+template void gradients_from_dz(const BackwardParams<float>&, const DzBlock<float>&);
+template void gradients_from_dz(const BackwardParams<double>&, const DzBlock<double>&);
+template void gradients_from_dz(const BackwardParams<c10::BFloat16>&, const DzBlock<c10::BFloat16>&);
+template void gradients_from_dz(const BackwardParams<c10::Half>&, const DzBlock<c10::Half>&);
 
 }  // namespace rnn_ext::cpu

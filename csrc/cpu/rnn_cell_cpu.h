@@ -1,6 +1,7 @@
 // The CPU kernels' entry points: one each way, for float, double, c10::BFloat16 and c10::Half.
 #pragma once
 #include "cell/params.h"
+#include "cpu/kernels.h"
 
 namespace rnn_ext::cpu {
 
@@ -10,6 +11,18 @@ void rnn_cell_forward(const ForwardParams<T>& p);
 
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p);
+
+// The backward's two halves, for callers that have memory for dz, or dz itself.
+//
+// A block of dz, and, where it has all rows, the bias gradients of its columns.
+template <typename T>
+void grad_z(const BackwardParams<T>& p, const DzBlock<T>& dz);
+
+// What follows from a block of dz, of the gradients that are asked for: with all columns of dz, its rows of dX = dZ W
+// and dH = dZ U; with all rows, its columns' rows of dW = dZᵀ X and dU = dZᵀ H. p.grad_output, p.output and the bias
+// gradients are not looked at.
+template <typename T>
+void gradients_from_dz(const BackwardParams<T>& p, const DzBlock<T>& dz);
 
 // The instruction set the kernels run on here: "default", "avx2", "avx512" or "avx512_bf16", the best that the CPU has,
 // or a lesser one that the environment variable RNN_EXT_CPU_CAPABILITY asks for, read once. Raises ValueError, as every
