@@ -8,7 +8,8 @@
 namespace rnn_ext {
 namespace {
 
-// The CPU kernels read rows with unit stride between columns, at any distance from each other.
+// The CPU kernels read rows with unit stride between columns, at any distance from each other; grad_output alone in any
+// strides, since it often is one element, expanded.
 Tensor unit_columns(const Tensor& t) { return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous(); }
 
 OptTensor unit_columns(const OptTensor& t) { return t.has_value() ? OptTensor(unit_columns(*t)) : t; }
@@ -26,12 +27,12 @@ Tensor rnn_cell_cpu(const Tensor& input_, const OptTensor& hx_, const Tensor& we
   return output;
 }
 
-std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output_, const Tensor& output_, const OptTensor& input_,
+std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output, const Tensor& output_, const OptTensor& input_,
                                           const OptTensor& hx_, const OptTensor& weight_ih_,
                                           const OptTensor& weight_hh_, std::string_view name, OutputMask output_mask) {
   const auto nonlinearity =
-      check_backward({grad_output_, output_, input_, hx_, weight_ih_, weight_hh_, name, output_mask});
-  const auto grad_output = unit_columns(grad_output_), output = unit_columns(output_);
+      check_backward({grad_output, output_, input_, hx_, weight_ih_, weight_hh_, name, output_mask});
+  const auto output = unit_columns(output_);
   const auto input = unit_columns(input_), hx = unit_columns(hx_);
   const auto weight_ih = unit_columns(weight_ih_), weight_hh = unit_columns(weight_hh_);
   const CellBackwardArguments arguments = {grad_output, output, input, hx, weight_ih, weight_hh, name, output_mask};

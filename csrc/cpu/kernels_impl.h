@@ -479,6 +479,11 @@ void grad_z_strip(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col,
   // A cascade: every sum is of at most 16 terms, since the rounding error of a long running sum grows with its length.
   constexpr int64_t kRunRows = 16;
   constexpr int kLevels = 4;
+  // Columns of grad_output that are not next to each other are gathered; once, where the rows are all the same one.
+  const Matrix<T>& grad_output = p.grad_output;
+  const bool gathers = grad_output.col_stride != 1;
+  const int64_t cols = (NV - 1) * kLanes + n;
+  T gathered[NV * kLanes];
   V sums[kLevels][NV];
   UNROLL for (int level = 0; level < kLevels; ++level) {
     UNROLL for (int j = 0; j < NV; ++j) sums[level][j] = Vec::zero();
@@ -487,7 +492,13 @@ void grad_z_strip(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col,
     V run[NV];
     UNROLL for (int j = 0; j < NV; ++j) run[j] = Vec::zero();
     for (const int64_t run_end = smaller(b + kRunRows, dz.rows()); b < run_end; ++b) {
-      const T* grad = p.grad_output.data + (dz.row_begin + b) * p.grad_output.row_stride + col;
+      const T* grad = grad_output.data + (dz.row_begin + b) * grad_output.row_stride + col * grad_output.col_stride;
+      if (gathers) {
+        if (b == 0 || grad_output.row_stride != 0) {
+          for (int64_t j = 0; j < cols; ++j) gathered[j] = grad[j * grad_output.col_stride];
+        }
+        grad = gathered;
+      }
       const T* y = p.output.data + (dz.row_begin + b) * p.output.row_stride + col;
       acc_t<T>* out = dz.data + b * dz.row_stride + (col - dz.col_begin);
       UNROLL for (int j = 0; j < NV; ++j, grad += kLanes, y += kLanes, out += kLanes) {

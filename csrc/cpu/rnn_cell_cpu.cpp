@@ -194,6 +194,42 @@ struct OutputTiles {
   }
 };
 
+// Rows a large power of two apart would compete for the same lines of the cache.
+template <typename S>
+int64_t dz_row_stride(int64_t cols) {
+  return cols % 256 == 0 ? cols + 64 / sizeof(S) : cols;
+}
+
+// The elements of dz that there is memory for at a time: nn.RNNCell's backward takes as many of type T as dz has, and
+// this one no more, but for a constant, or if that were less than a row or a column. In 16 bits, dz in the accumulation
+// type can be twice that.
+constexpr int64_t kSpareBytes = 1 << 19;
+template <typename T>
+int64_t most_dz(int64_t rows, int64_t cols) {
+  const int64_t within = (rows * cols * sizeof(T) + kSpareBytes) / sizeof(acc_t<T>);
+  return std::max({within, rows, dz_row_stride<acc_t<T>>(cols)});
+}
+
+// The length of n equal parts of size, in whole vectors.
+int64_t length_of_part(int64_t size, int64_t n) { return ((size + n - 1) / n + 15) / 16 * 16; }
+
+// The columns of a block of dz: few blocks, of whole vectors where they fit.
+template <typename S>
+int64_t columns_within(int64_t rows, int64_t cols, int64_t most) {
+  const auto fits = [&](int64_t n) { return rows * dz_row_stride<S>(n) <= most; };
+  const int64_t fitting = std::max<int64_t>(most / rows, 1);
+  for (int64_t n = (cols + fitting - 1) / fitting; n <= cols / 16; ++n) {
+    if (fits(length_of_part(cols, n))) return length_of_part(cols, n);
+  }
+  return fitting;
+}
+
+// The rows of a block of dz, the same way; one, if none is fitting.
+int64_t rows_within(int64_t rows, int64_t fitting) {
+  fitting = std::max<int64_t>(fitting, 1);
+  return std::min(fitting, length_of_part(rows, (rows + fitting - 1) / fitting));
+}
+
 // The backward's products, each cut into panels of columns, and all panels in one list for the threads: they share an
 // inner size times rows of B · H, so that a panel of one is as much work as of any other.
 template <typename T>
@@ -291,24 +327,52 @@ void gradients_from_dz(const BackwardParams<T>& p, const DzBlock<T>& dz) {
                 [&](int64_t begin, int64_t end) { products.compute_run(begin, end); });
 }
 
+namespace {
+
+// The backward with dz computed twice, a block at a time: blocks of columns, each of which gives its own rows of the
+// gradients of weights and biases, and blocks of rows for the other two. No sum goes over more than one block, and the
+// results are those of dz as a whole, bit for bit. Blocks of rows stay in the L2 cache; those of columns are as wide as
+// there is memory for, since x and h are packed for each.
+template <typename T>
+void backward_in_blocks(const BackwardParams<T>& p, acc_t<T>* dz, int64_t most) {
+  using S = acc_t<T>;
+  const int64_t B = p.batch, H = p.weights.hidden_size;
+  const auto compute = [&](const DzBlock<T>& block) {
+    grad_z(p, block);
+    gradients_from_dz(p, block);
+  };
+  if (p.grad_weight_ih || (p.grad_weight_hh && p.hx.data) || p.grad_bias) {
+    const int64_t cols = columns_within<S>(B, H, most);
+    for (int64_t col = 0; col < H; col += cols) {
+      const int64_t end = std::min(col + cols, H);
+      compute({dz, dz_row_stride<S>(end - col), 0, B, col, end});
+    }
+  }
+  if (p.grad_input || p.grad_hx) {
+    constexpr int64_t kCached = (1 << 20) / sizeof(S);
+    const int64_t row_stride = dz_row_stride<S>(H), rows = rows_within(B, std::min(most, kCached) / row_stride);
+    for (int64_t row = 0; row < B; row += rows) compute({dz, row_stride, row, std::min(row + rows, B), 0, H});
+  }
+}
+
+}  // namespace
+
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p) {
   using S = acc_t<T>;
   const int64_t B = p.batch, H = p.weights.hidden_size;
   if (!p.hx.data && p.grad_weight_hh) std::memset(static_cast<void*>(p.grad_weight_hh), 0, H * H * sizeof(T));
-  // dz is used up to four times: computed once, in the accumulation type. Rows a large power of two apart would
-  // compete for the same lines of the cache.
-  const int64_t row_stride = !backward_by_library(p) && H % 256 == 0 ? H + 64 / sizeof(S) : H;
+  const int64_t row_stride = backward_by_library(p) ? H : dz_row_stride<S>(H);
+  const int64_t most = most_dz<T>(B, H), size = std::min(B * row_stride, most);
   constexpr int64_t kStackSize = 1024;
   S on_stack[kStackSize];
   at::TensorBase allocated;  // by PyTorch, so that its profiler sees it, and its error names the size
-  if (B * row_stride > kStackSize) {
-    allocated = at::detail::empty_cpu({B, row_stride}, c10::CppTypeToScalarType<S>::value);
-  }
-  S* const data = allocated.defined() ? allocated.mutable_data_ptr<S>() : on_stack;
-  const DzBlock<T> dz = {data, row_stride, 0, B, 0, H};
-  grad_z(p, dz);
-  gradients_from_dz(p, dz);
+  if (size > kStackSize) allocated = at::detail::empty_cpu({size}, c10::CppTypeToScalarType<S>::value);
+  S* const dz = allocated.defined() ? allocated.mutable_data_ptr<S>() : on_stack;
+  if (B * row_stride > most) return backward_in_blocks(p, dz, most);
+  const DzBlock<T> whole = {dz, row_stride, 0, B, 0, H};
+  grad_z(p, whole);
+  gradients_from_dz(p, whole);
 }
 
 template void rnn_cell_forward(const ForwardParams<float>&);

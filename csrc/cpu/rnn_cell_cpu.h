@@ -5,7 +5,8 @@
 
 namespace rnn_ext::cpu {
 
-// Both assume unit column strides (col_stride is ignored); rows may lie at any distance, 0 included.
+// Both assume unit column strides (col_stride is ignored), but for grad_output; rows may lie at any distance, 0
+// included.
 template <typename T>
 void rnn_cell_forward(const ForwardParams<T>& p);
 

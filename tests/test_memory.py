@@ -1,0 +1,35 @@
+"""What a backward pass on the CPU takes while it runs, by PyTorch's own profiler."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import rnn_ext
+
+CONSTANT = 1 << 20  # bytes that don't grow with the sizes
+
+
+def peak_of_backward(module: type[torch.nn.RNNCell], batch: int, size: int, dtype: torch.dtype, expanded: bool) -> int:
+    cell = module(size, size, dtype=dtype)
+    x, h = (torch.randn(batch, size, dtype=dtype, requires_grad=True) for _ in range(2))
+    output = cell(x, h)
+    gradient = torch.ones((), dtype=dtype).expand_as(output) if expanded else torch.ones_like(output)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        output.backward(gradient)
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    in_use = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        in_use += event.nbytes()
+        peak = max(peak, in_use)
+    assert peak > 0
+    return peak
+
+
+@pytest.mark.parametrize("expanded", [False, True], ids=["contiguous", "expanded"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("batch", "size"), [(40000, 64), (32768, 256), (200000, 10)])
+def test_a_backward_takes_no_more_memory_than_eager(batch, size, dtype, expanded):
+    eager, ours = (peak_of_backward(m, batch, size, dtype, expanded) for m in (torch.nn.RNNCell, rnn_ext.RNNCell))
+    assert ours <= eager + CONSTANT
