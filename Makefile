@@ -1,5 +1,6 @@
 # make demo   the main job: the notebook's tables, a character model, a short benchmark
 # make test   the tests
+# make quick  those of Python, the CPU kernels and the plan: what needs no compiler, under two minutes on two cores
 # make bench  the benchmark on the GPU, or the CPU where there is none; BENCH="--quick" and the like are its options
 # make lint   ruff, mypy --strict, clang-format
 # make wheel  a wheel with CUDA kernels for every supported architecture
@@ -14,13 +15,16 @@ ARCHS := 7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX
 ONE_LINE_A_FILE = sed -uE 's|^(\[[0-9/]+\]) .* -c $(CURDIR)/([^ ]+) -o .*|\1 \2|'
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.cuh')
 
-.PHONY: demo test bench lint wheel build clean
+.PHONY: demo test quick bench lint wheel build clean
 
 demo: build
 	PYTHONPATH=. $(PY) benchmarks/demo.py
 
 test: build
 	$(PY) -m pytest -q -n auto --dist worksteal --durations=10
+
+quick: build
+	$(PY) -m pytest -q -n auto --dist worksteal -m "not slow"
 
 bench: build
 	PYTHONPATH=. $(PY) benchmarks/bench_cell.py $(BENCH)

@@ -83,6 +83,7 @@ def test_the_probe_of_a_cpu_takes_seconds_however_slow_its_products_are(modules,
     assert facts["gemm_tflop_s"]["bfloat16"] == pytest.approx(rate / 1e12, rel=0.01)
 
 
+@pytest.mark.slow
 def test_bench_cell_writes_what_the_schema_says(quick, modules):
     results = modules("results")
     document = results.read(quick / "bench.json")
@@ -222,6 +223,7 @@ def test_a_case_that_fails_does_not_keep_others_from_being_counted(modules, monk
     assert len(seen) == 2
 
 
+@pytest.mark.slow
 def test_bench_cell_without_rich_and_tqdm(tmp_path, monkeypatch):
     for name in ("rich", "tqdm"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}')\n")

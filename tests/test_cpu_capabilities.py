@@ -25,6 +25,7 @@ def skip_unless_usable(capability: str) -> None:
         pytest.skip(f"this CPU, or this build, has no {capability} kernels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_values_are_right_with_the_kernels_of_every_instruction_set(capability):
     if capability == _C.cpu_capability():

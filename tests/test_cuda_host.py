@@ -13,7 +13,10 @@ import pytest
 import torch
 from cuda_host import build, cubin
 
-needs_host = pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")
+
+def needs_host(test):
+    return pytest.mark.slow(pytest.mark.skipif(build.why_not() is not None, reason=build.why_not() or "")(test))
+
 
 # How many schedules: sanitizers find a fault in any of them, the plain build only where the order shows it.
 SEEDS = {"plain": 16, "asan": 2, "tsan": 1}
@@ -258,7 +261,10 @@ def test_the_map_names_every_header() -> None:
 
 # ---- what the host cannot see: the compiled code -------------------------------------------------------------------
 
-needs_nvcc = pytest.mark.skipif(cubin.why_not() is not None, reason=cubin.why_not() or "")
+
+def needs_nvcc(test):
+    return pytest.mark.slow(pytest.mark.skipif(cubin.why_not() is not None, reason=cubin.why_not() or "")(test))
+
 
 # Instructions that the code of an architecture must contain, in some kernel of the file.
 STARTS_EARLY = ["PREEXIT", "ACQBULK", r"CCTL\.E\.PF2"]
@@ -648,6 +654,7 @@ def test_golden_vectors_of_the_gpu_at_hand(tmp_path: Path, request: pytest.Fixtu
         assert not file.exists()
 
 
+@pytest.mark.slow
 def test_a_wrapper_that_fails_or_hangs_costs_no_other_its_golden_vector(tmp_path: Path) -> None:
     nvcc = tmp_path / "toolkit" / "bin" / "nvcc"
     nvcc.parent.mkdir(parents=True)

@@ -86,6 +86,7 @@ def test_the_commands_of_the_plan_have_valid_options(plan: str, monkeypatch: pyt
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_what_the_sanitizer_sees_reaches_every_family_of_kernels(plan: str) -> None:
     commands = [shlex.split(line) for line in plan.splitlines() if "compute-sanitizer" in line]
     (expression,) = {command[command.index("-k") + 1] for command in commands}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ISOLATED = Path(__file__).resolve().parent / "isolated.py"
 
 # A stand-in for torch, whose context a test can break.

@@ -14,6 +14,8 @@ from torch._inductor.decomposition import select_decomp_table
 
 import rnn_ext
 
+pytestmark = pytest.mark.slow
+
 rnn_cell_op = torch.ops.rnn_ext.rnn_cell
 rnn_cell_backward_op = torch.ops.rnn_ext.rnn_cell_backward
 

@@ -175,6 +175,7 @@ def test_dtensors_with_a_sharded_batch_go_through_the_operators(differentiated, 
         assert not [name for name in names if "gather" in name or "reduce" in name]
 
 
+@pytest.mark.slow
 def test_dtensors_with_sharded_weights_give_nn_rnncells_results(on_both):
     """The operators have no rule for those; ATen's have."""
     expected = output_and_gradients(seeded(nn.RNNCell, INPUT, HIDDEN), inputs(True), "all")

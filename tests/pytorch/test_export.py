@@ -67,6 +67,7 @@ def test_an_exported_cell_is_transformed_as_the_cell(device):
         torch.testing.assert_close(transform(program.module())(x), transform(cell)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_exported_cell_is_compiled_ahead_of_time_by_aotinductor(device, tmp_path):
     cell, program = exported_cell(device)

@@ -56,6 +56,7 @@ MISUSE = {
 }
 
 
+@pytest.mark.slow
 def test_mypy_strict_accepts_uses_and_reports_misuses(tmp_path, pytestconfig):
     """In a user's project, without the project's own configuration."""
     pytest.importorskip("mypy", reason="mypy is not installed")
