@@ -195,6 +195,36 @@ def test_long_sums_of_one_sign_are_as_accurate_as_eager(size, dtype, device):
     assert_as_accurate_as_eager(args, "sigmoid", torch.ones(size[0], size[2], device=device, dtype=dtype))
 
 
+# On the CPU a backward in 16 bits whose dz would take over half a megabyte more than nn.RNNCell's goes by blocks of dz:
+# of a few columns, of a row or a column, of many rows.
+MANY_ROWS = [(40000, 9, 12), (2100, 64, 256), (4000, 70, 100), (300000, 3, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", MANY_ROWS, ids=str)
+def test_gradients_of_many_rows_are_as_accurate_as_eager(size, dtype, device):
+    args = random_arguments(*size, dtype=dtype, device=device)
+    assert_as_accurate_as_eager(args, "tanh", torch.randn(size[0], size[2]).to(device, dtype))
+
+
+GRAD_OUTPUTS = {
+    "expanded": lambda batch, size: torch.ones(()).expand(batch, size),
+    "one_row": lambda batch, size: torch.randn(size).expand(batch, size),
+    "one_column": lambda batch, size: torch.randn(batch, 1).expand(batch, size),
+    "transposed": lambda batch, size: torch.randn(size, batch).t(),
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATING, ids=str)
+@pytest.mark.parametrize("size", [(3, 7, 5), (65, 33, 129), (40000, 9, 12)], ids=str)
+@pytest.mark.parametrize("make", GRAD_OUTPUTS.values(), ids=GRAD_OUTPUTS.keys())
+def test_a_gradient_of_any_strides_gives_the_bits_of_its_contiguous_copy(make, size, dtype):
+    args = random_arguments(*size, dtype=dtype)
+    grad_output = make(size[0], size[2]).to(dtype)
+    results = [output_and_gradients(rnn_cell, args, "tanh", g) for g in (grad_output, grad_output.contiguous())]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
 @pytest.mark.parametrize(("nonlinearity", "limit"), [("tanh", 1.5), ("sigmoid", 2.5)])
 def test_activations_in_float32_are_within_units_in_the_last_place(nonlinearity, limit, device):
     """Every power of two times 3000 numbers in [1, 2), of both signs: these products are exact."""
