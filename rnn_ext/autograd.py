@@ -16,7 +16,7 @@ class RNNCellFunction(torch.autograd.Function):
 
     Called as ``RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)``; see
     :func:`rnn_ext.rnn_cell` for shapes and dtypes, and for a call that also takes what this one doesn't. An eager
-    rnn_cell records the same in C++ (csrc/eager.cpp), where it costs less.
+    rnn_cell records the same in C++ (csrc/cell/autograd.cpp), where it costs less.
 
     The forward takes ``ctx`` (a separate ``setup_context`` costs seven times the call: it runs ``inspect.signature``).
     """

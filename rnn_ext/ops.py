@@ -1,7 +1,7 @@
-"""Autograd for ``torch.ops.rnn_ext``: the operators' schemas and kernels are registered in ``csrc/ops*.cpp``.
+"""Autograd for ``torch.ops.rnn_ext``: the operators' schemas and kernels are registered in ``csrc/cell/ops*.cpp``.
 
-Eager calls of :func:`rnn_ext.rnn_cell` go to csrc/eager.cpp, since kernels in Python cost several times as much.
-Compiled graphs, exported programs, autocast and direct calls come here.
+Eager calls of :func:`rnn_ext.rnn_cell` go to csrc/cell/autograd.cpp, since kernels in Python cost several times as
+much. Compiled graphs, exported programs, autocast and direct calls come here.
 
 torch.library.register_autograd would not do: it silently drops forward-mode tangents, and refuses torch.func.
 """
