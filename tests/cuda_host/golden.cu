@@ -505,10 +505,11 @@ int main(int argc, char** argv) {
     record("mma_f64", "exact", run_mma_f64, 32, 32 * 2);
   }
   if (major >= 9) {
-    record("early_launch", "exact", 128, [](const uint32_t* in, uint32_t* out) {
-      const cudaError_t first = RNN_EXT_LAUNCH(run_early_launch, dim3(1), dim3(128), 0, nullptr, in, out);
+    record("early_launch", "exact", 128, [](const Buffer& in, uint32_t* out) {
+      const uint32_t* const words = in.data;
+      const cudaError_t first = RNN_EXT_LAUNCH(run_early_launch, dim3(1), dim3(128), 0, nullptr, words, out);
       if (first != cudaSuccess) return first;
-      return RNN_EXT_LAUNCH_EARLY(run_early_launch, dim3(1), dim3(128), 0, nullptr, true, in, out);
+      return RNN_EXT_LAUNCH_EARLY(run_early_launch, dim3(1), dim3(128), 0, nullptr, true, words, out);
     });
     record("cluster", "exact", run_cluster, 32, 64 * 16, 2);
     record("mbarrier", "exact", run_mbarrier, 32, 2 * 4 * 32, 2);
