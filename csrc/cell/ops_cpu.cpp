@@ -3,7 +3,7 @@
 #include <torch/library.h>
 
 #include "cell/ops.h"
-#include "cpu/rnn_cell_cpu.h"
+#include "cpu/cell/launch.h"
 
 namespace rnn_ext {
 namespace {

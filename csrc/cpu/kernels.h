@@ -1,5 +1,5 @@
 // What one instruction set's translation unit offers to the launcher: serial kernels over a block of work. The launcher
-// (rnn_cell_cpu.cpp) cuts the work into blocks, chooses threads and the instruction set.
+// (cell/launch.cpp) cuts the work into blocks, chooses threads and the instruction set.
 #pragma once
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>

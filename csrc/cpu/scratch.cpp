@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 namespace rnn_ext::cpu {
 

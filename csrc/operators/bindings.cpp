@@ -6,7 +6,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cell/autograd.h"
-#include "cpu/rnn_cell_cpu.h"
+#include "cpu/cell/launch.h"
 #include "cuda/backward_plan.h"
 #include "operators/eligible.h"
 

@@ -1,6 +1,8 @@
-// Vectors of 8 floats or 4 doubles, AVX2 with FMA and F16C. Included inside the namespace and the target region of
-// kernels_avx2.cpp. exp, and tanh of doubles, are SLEEF's, which libtorch_cpu exports and ATen itself uses.
-#include "tanh.h"
+// Vectors of 8 floats or 4 doubles, AVX2 with FMA and F16C. exp, and tanh of doubles, are SLEEF's, which libtorch_cpu
+// exports and ATen itself uses.
+#pragma once
+
+#include "cpu/simd/tanh-inl.h"
 
 struct VecF32 {
   using S = float;

@@ -1,5 +1,5 @@
 // Views of the params as tensors, and one GEMM a product.
-#include "library.h"
+#include "cpu/aten_gemm.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addmm_cpu_dispatch.h>
@@ -24,7 +24,7 @@ at::Tensor view(const Matrix<T>& m, int64_t rows, int64_t cols) {
 }  // namespace
 
 template <typename T>
-void library_forward(const ForwardParams<T>& p) {
+void aten_gemm_forward(const ForwardParams<T>& p) {
   const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   at::Tensor output = view(p.output, B, H, H);
   at::cpu::mm_out(output, view(p.input, B, I), view(p.weights.weight_ih, H, I).t());
@@ -32,7 +32,7 @@ void library_forward(const ForwardParams<T>& p) {
 }
 
 template <typename T>
-void library_backward(const BackwardParams<T>& p, const T* dz_data) {
+void aten_gemm_backward(const BackwardParams<T>& p, const T* dz_data) {
   const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   const at::Tensor dz = view(dz_data, B, H, H);
   const auto product = [](T* out_data, const at::Tensor& a, const at::Tensor& b) {
@@ -46,9 +46,9 @@ void library_backward(const BackwardParams<T>& p, const T* dz_data) {
   if (p.hx.data) product(p.grad_weight_hh, dz.t(), view(p.hx, B, H));
 }
 
-template void library_forward(const ForwardParams<float>&);
-template void library_forward(const ForwardParams<double>&);
-template void library_backward(const BackwardParams<float>&, const float*);
-template void library_backward(const BackwardParams<double>&, const double*);
+template void aten_gemm_forward(const ForwardParams<float>&);
+template void aten_gemm_forward(const ForwardParams<double>&);
+template void aten_gemm_backward(const BackwardParams<float>&, const float*);
+template void aten_gemm_backward(const BackwardParams<double>&, const double*);
 
 }  // namespace rnn_ext::cpu

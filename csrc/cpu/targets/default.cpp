@@ -1,15 +1,14 @@
 // The kernels for any CPU: the compiler's vectors at its baseline.
 #include <cmath>
 
-#include "kernels.h"
-#include "kernels_macros.h"
+#include "cpu/kernels.h"
+#include "cpu/macros.h"
 
 namespace rnn_ext::cpu {
 namespace {
 
-#include "vec_default.h"
-
-#include "kernels_impl.h"
+#include "cpu/simd/vec_default-inl.h"
+#include "cpu/targets/kernels-inl.h"
 
 }  // namespace
 

@@ -1,6 +1,6 @@
 // The launcher: chooses the instruction set once, and for each call how to cut the work over threads. No sum is ever
 // split between threads, so the fused kernels' results don't depend on how many there are.
-#include "rnn_cell_cpu.h"
+#include "cpu/cell/launch.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
@@ -11,8 +11,8 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels.h"
-#include "library.h"
+#include "cpu/aten_gemm.h"
+#include "cpu/kernels.h"
 
 #ifdef RNN_EXT_CPU_X86
 #include <cpuid.h>
@@ -124,11 +124,11 @@ constexpr int64_t kElementWork = 16, kActivationWork = 64;
 // most, while nn.RNNCell, which also passes over z three more times, loses more. On an EPYC with AVX-512 the library is
 // ahead with double in forward alone, from 2^28. Vectors of 16 bytes without FMA are no match for it beyond small
 // sizes.
-struct LibraryThreshold {
+struct GemmThreshold {
   int64_t forward, backward, backward_weights;
 };
 template <typename T>
-LibraryThreshold library_threshold() {
+GemmThreshold gemm_threshold() {
   if (level() == Level::kDefault) return {1 << 18, 1 << 18, 1 << 18};
 #ifdef RNN_EXT_CPU_X86
   constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
@@ -155,9 +155,9 @@ void parallel_runs(int64_t size, int64_t tile, int64_t multiply_adds_each, const
 // Whether the backward's products are the library's.
 template <typename T>
 bool backward_by_library(const BackwardParams<T>& p) {
-  if constexpr (!kHasLibrary<T>) return false;
+  if constexpr (!kHasAtenGemm<T>) return false;
   const int64_t weights = p.weights.hidden_size * (p.weights.input_size + (p.hx.data ? p.weights.hidden_size : 0));
-  const LibraryThreshold threshold = library_threshold<T>();
+  const GemmThreshold threshold = gemm_threshold<T>();
   return p.batch > 0 && (p.batch * weights >= threshold.backward || weights >= threshold.backward_weights);
 }
 
@@ -276,9 +276,9 @@ template <typename T>
 void rnn_cell_forward(const ForwardParams<T>& p) {
   const int64_t B = p.batch, H = p.weights.hidden_size;
   const int64_t K = p.weights.input_size + (p.hx.data ? H : 0);
-  if constexpr (kHasLibrary<T>) {
-    if (B * H * K >= library_threshold<T>().forward) {
-      library_forward(p);
+  if constexpr (kHasAtenGemm<T>) {
+    if (B * H * K >= gemm_threshold<T>().forward) {
+      aten_gemm_forward(p);
       parallel_runs(B, 1, kActivationWork * H, [&](int64_t begin, int64_t end) { kernels<T>().finish(p, begin, end); });
       return;
     }
@@ -304,8 +304,8 @@ template <typename T>
 void gradients_from_dz(const BackwardParams<T>& p, const DzBlock<T>& dz) {
   const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   const bool all_rows = dz.rows() == B, all_cols = dz.cols() == H;
-  if constexpr (kHasLibrary<T>) {
-    if (all_rows && all_cols && dz.row_stride == H && backward_by_library(p)) return library_backward(p, dz.data);
+  if constexpr (kHasAtenGemm<T>) {
+    if (all_rows && all_cols && dz.row_stride == H && backward_by_library(p)) return aten_gemm_backward(p, dz.data);
   }
   ProductList<T> products;
   const auto add_rows = [&](const Matrix<T>& weight, T* gradient, int64_t size) {

@@ -1,14 +1,15 @@
 // bfloat16 products by vdpbf16ps, which adds two neighbouring terms of the inner dimension to each of 16 float32 sums.
-// Included inside the namespace and the target region of kernels_avx512_bf16.cpp, after kernels_impl.h.
 //
-// They are outer products, as there, of words of 32 bits that hold a pair of terms each: words of A broadcast against
-// vectors of words of a packed panel. In forward A is W, whose pairs lie ready in memory, and the panel is xᵀ. In
-// backward A is dz or its transpose, rounded to bfloat16, as the input of PyTorch's own products is; the bias gradient
-// has been summed before.
+// They are outer products, as in outer-inl.h, of words of 32 bits that hold a pair of terms each: words of A broadcast
+// against vectors of words of a packed panel. In forward A is W, whose pairs lie ready in memory, and the panel is xᵀ.
+// In backward A is dz or its transpose, rounded to bfloat16, as the input of PyTorch's own products is; the bias
+// gradient has been summed before.
 //
 // The instruction rounds to nearest even, takes subnormal terms and sums (below 2⁻¹²⁶) for zero, and spreads NaN and
 // Inf as a multiplication and an addition do. So where an odd number of terms leaves half of a word empty, both
 // operands need a zero there: what lies behind a row may be NaN.
+
+#pragma once
 
 using c10::BFloat16;
 
@@ -103,8 +104,6 @@ INLINE __m512i load32(const float* p, int64_t n) {
   return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 
-// ------------------------------------------------------------------------------------------------------------- forward
-
 // packed[k, b] = x[b, 2k] and x[b, 2k + 1], for rows <= kPairWidth of x; zeros where there are fewer.
 void pack_pairs_transposed(const BFloat16* x, int64_t x_stride, int64_t rows, int64_t terms, float* packed) {
   for (int64_t k = 0; k < terms; k += 32) {
@@ -123,56 +122,6 @@ void pack_pairs_transposed(const BFloat16* x, int64_t x_stride, int64_t rows, in
     }
   }
 }
-
-struct alignas(64) PairForwardBuffers {
-  float totals[kPairBlock * kPairWidth];
-  float packed[kPairs * kPairWidth];
-};
-
-// At most kPairWidth rows.
-void forward_pair_panel(const ForwardParams<BFloat16>& p, int64_t row, int64_t rows, int64_t col_begin,
-                        int64_t col_end) {
-  auto& [totals, packed] = scratch<PairForwardBuffers>();
-  for (int64_t col = col_begin; col < col_end; col += kPairBlock) {
-    const int64_t cols = smaller(kPairBlock, col_end - col);
-    bool first = true;
-    const auto add_run = [&](const BFloat16* x, int64_t x_stride, const BFloat16* w, int64_t w_stride, int64_t terms) {
-      pack_pairs_transposed(x, x_stride, rows, terms, packed);
-      pair_panel({w, w_stride, 2, packed, (terms + 1) / 2, totals, first, nullptr, 0}, cols, 0);
-      first = false;
-    };
-    const auto add_half = [&](const Matrix<BFloat16>& a, const Matrix<BFloat16>& weight, int64_t k_size) {
-      const BFloat16* x = a.data + row * a.row_stride;
-      const BFloat16* w = weight.data + col * weight.row_stride;
-      const int64_t even = k_size / 2 * 2;
-      for (int64_t k = 0; k < even; k += 2 * kPairs) {
-        add_run(x + k, a.row_stride, w + k, weight.row_stride, smaller(2 * kPairs, even - k));
-      }
-      if (even < k_size) {  // the last term is a run of its own, with W's half of the pair from here
-        BFloat16 last[kPairBlock][2] = {};
-        for (int64_t c = 0; c < cols; ++c) last[c][0] = w[c * weight.row_stride + even];
-        add_run(x + even, a.row_stride, last[0], 2, 1);
-      }
-    };
-    add_half(p.input, p.weights.weight_ih, p.weights.input_size);
-    if (p.hx.data) add_half(p.hx, p.weights.weight_hh, p.weights.hidden_size);
-    if (first) __builtin_memset(totals, 0, sizeof(totals));
-    finish_transposed<2>(p, totals, row, rows, col, cols);
-  }
-}
-
-void forward_by_pairs(const ForwardParams<BFloat16>& p, int64_t row, int64_t row_end, int64_t col_begin,
-                      int64_t col_end) {
-  // A panel twice as wide as there are rows costs what a full one costs without pairs.
-  if (p.weights.hidden_size >= kPanelCols) {
-    for (; (row_end - row) * 5 >= kPairWidth / 2 * 4; row += kPairWidth) {
-      forward_pair_panel(p, row, smaller(kPairWidth, row_end - row), col_begin, col_end);
-    }
-  }
-  if (row < row_end) kernels_avx512().bf16.forward(p, row, row_end, col_begin, col_end);
-}
-
-// ------------------------------------------------------------------------------------------------ backward: products
 
 // m's rows 2k and 2k + 1 as one row of words, in panels of kPairWidth columns, the last one filled with zeros.
 template <typename T>

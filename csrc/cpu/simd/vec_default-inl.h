@@ -1,5 +1,5 @@
-// Vectors of 4 floats or 2 doubles in the compiler's own vector extension: for every CPU, with no intrinsics. Included
-// inside the namespace of kernels_default.cpp.
+// Vectors of 4 floats or 2 doubles in the compiler's own vector extension: for every CPU, with no intrinsics.
+#pragma once
 
 template <typename Scalar, int lanes>
 struct VecPortable {

@@ -1,14 +1,13 @@
-// The bfloat16 kernels for AVX-512 with vdpbf16ps; everything else is kernels_avx512.cpp's. Not built by compilers that
+// The bfloat16 kernels for AVX-512 with vdpbf16ps; everything else is avx512.cpp's. Not built by compilers that
 // don't know the instruction (GCC before 10).
-#include "kernels.h"
-#include "kernels_macros.h"
+#include "cpu/kernels.h"
+#include "cpu/macros.h"
 
 #ifdef RNN_EXT_CPU_AVX512_BF16
 #include <immintrin.h>
 
 RNN_EXT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")
 
-extern "C" __m512 Sleef_tanhf16_u10(__m512);
 extern "C" __m512 Sleef_expf16_u10(__m512);
 extern "C" __m512d Sleef_tanhd8_u10(__m512d);
 extern "C" __m512d Sleef_expd8_u10(__m512d);
@@ -16,11 +15,12 @@ extern "C" __m512d Sleef_expd8_u10(__m512d);
 namespace rnn_ext::cpu {
 namespace {
 
-#include "vec_avx512.h"
-
-#include "kernels_impl.h"
-
-#include "kernels_pairs.h"
+#include "cpu/simd/vec_avx512-inl.h"
+#include "cpu/blocks/common-inl.h"
+#include "cpu/blocks/activation-inl.h"
+#include "cpu/blocks/epilogue-inl.h"
+#include "cpu/blocks/pairs-inl.h"
+#include "cpu/cell/forward_pairs-inl.h"
 
 }  // namespace
 }  // namespace rnn_ext::cpu

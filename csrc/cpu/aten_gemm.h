@@ -10,14 +10,14 @@
 namespace rnn_ext::cpu {
 
 template <typename T>
-constexpr bool kHasLibrary = std::is_floating_point_v<T>;
+constexpr bool kHasAtenGemm = std::is_floating_point_v<T>;
 
 // output = x Wᵀ + h Uᵀ.
 template <typename T>
-void library_forward(const ForwardParams<T>& p);
+void aten_gemm_forward(const ForwardParams<T>& p);
 
 // The gradients of input, hx and weights that are asked for, from dz (B, H), contiguous; weight_hh's only with an hx.
 template <typename T>
-void library_backward(const BackwardParams<T>& p, const T* dz);
+void aten_gemm_backward(const BackwardParams<T>& p, const T* dz);
 
 }  // namespace rnn_ext::cpu

@@ -1,6 +1,8 @@
-// Vectors of 16 floats or 8 doubles, AVX-512 (F, BW, DQ, VL). Included inside the namespace and the target region of
-// kernels_avx512.cpp. exp, and tanh of doubles, are SLEEF's, which libtorch_cpu exports and ATen itself uses.
-#include "tanh.h"
+// Vectors of 16 floats or 8 doubles, AVX-512 (F, BW, DQ, VL). exp, and tanh of doubles, are SLEEF's, which libtorch_cpu
+// exports and ATen itself uses.
+#pragma once
+
+#include "cpu/simd/tanh-inl.h"
 
 struct VecF32 {
   using S = float;

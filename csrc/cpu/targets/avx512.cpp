@@ -1,7 +1,7 @@
 // The kernels for AVX-512 (F, BW, DQ, VL). A pragma, not a compiler flag, sets the instruction set, since build tools
 // give one set of flags to all files; every header outside of this folder comes before it.
-#include "kernels.h"
-#include "kernels_macros.h"
+#include "cpu/kernels.h"
+#include "cpu/macros.h"
 
 #ifdef RNN_EXT_CPU_X86
 #include <immintrin.h>
@@ -15,9 +15,8 @@ extern "C" __m512d Sleef_expd8_u10(__m512d);
 namespace rnn_ext::cpu {
 namespace {
 
-#include "vec_avx512.h"
-
-#include "kernels_impl.h"
+#include "cpu/simd/vec_avx512-inl.h"
+#include "cpu/targets/kernels-inl.h"
 
 constexpr KernelTable table = {"avx512", kernels<float>(), kernels<double>(), kernels<c10::BFloat16>(),
                                kernels<c10::Half>()};
