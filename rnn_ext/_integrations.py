@@ -141,6 +141,14 @@ def _register_sharding() -> None:
     functional.SUBCLASSES.append(DTensor)
 
 
+@_once_imported("torch._inductor.lowering")
+def _register_fallbacks() -> None:
+    """Inductor calls the operators as they are. Where CI is set, it must be told: they have decompositions, too."""
+    from torch._inductor.lowering import FALLBACK_ALLOW_LIST
+
+    FALLBACK_ALLOW_LIST.update(["rnn_ext::rnn_cell", "rnn_ext::rnn_cell_backward"])
+
+
 def _register_decompositions() -> None:
     """For what knows ATen alone, as the exporter to ONNX does. Inductor asks for the operators that it decomposes."""
     for op, formula in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._inductor.lowering
 from entries import through_autograd_function
 from functorch.compile import make_boxed_func
 from references import NONLINEARITIES, eager_cell, output_and_gradients, random_arguments, seeded
@@ -60,6 +61,18 @@ def test_compiled_cells_give_eager_results_without_graph_breaks(mode, device):
 
     expected = output_and_parameter_gradients(cell, cell, x, hx)
     torch.testing.assert_close(output_and_parameter_gradients(cell, of_function, x, hx), expected)
+
+
+def test_inductor_compiles_in_continuous_integration(monkeypatch, device):
+    """With CI set, as on GitHub's runners, it raises for an operator with a decomposition unless told otherwise."""
+    monkeypatch.setenv("CI", "true")
+    for op in (rnn_cell_op.default, rnn_cell_backward_op.default):
+        monkeypatch.delitem(torch._inductor.lowering.lowerings, op, raising=False)
+    cell = rnn_ext.RNNCell(7, 5, device=device)
+    x = torch.randn(3, 7, device=device)
+    expected = output_and_parameter_gradients(cell, cell, x)
+    with torch.compiler.config.patch(force_disable_caches=True):
+        torch.testing.assert_close(output_and_parameter_gradients(cell, torch.compile(cell), x), expected)
 
 
 def test_a_compiled_training_step_equals_nn_rnncells(device):
