@@ -6,7 +6,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cell/autograd.h"
-#include "cpu/cell/launch.h"
+#include "cpu/isa.h"
 #include "cuda/backward_plan.h"
 #include "operators/eligible.h"
 

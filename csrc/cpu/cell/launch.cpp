@@ -1,116 +1,23 @@
-// The launcher: chooses the instruction set once, and for each call how to cut the work over threads. No sum is ever
+// The launcher: chooses for each call how to cut the work over threads. No sum is ever
 // split between threads, so the fused kernels' results don't depend on how many there are.
 #include "cpu/cell/launch.h"
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 
 #include "cpu/aten_gemm.h"
-#include "cpu/kernels.h"
-
-#ifdef RNN_EXT_CPU_X86
-#include <cpuid.h>
-#endif
+#include "cpu/isa.h"
 
 namespace rnn_ext::cpu {
 namespace {
 
-#ifdef RNN_EXT_CPU_X86
-// __builtin_cpu_supports knows f16c from GCC 11 on.
-bool has_f16c() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
-}
-
-#ifdef RNN_EXT_CPU_AVX512_BF16
-bool has_avx512_bf16() {
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1 << 5) != 0;
-}
-#endif
-#endif
-
-enum class Level { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
-
-const char* name_of(Level level) {
-  constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512_bf16"};
-  return kNames[static_cast<int>(level)];
-}
-
-// The most that this CPU, and this build, can run.
-Level best_level() {
-#ifdef RNN_EXT_CPU_X86
-  __builtin_cpu_init();
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#ifdef RNN_EXT_CPU_AVX512_BF16
-  if (has_avx512 && has_avx512_bf16()) return Level::kAvx512Bf16;
-#endif
-  if (has_avx512) return Level::kAvx512;
-  if (has_avx2) return Level::kAvx2;
-#endif
-  return Level::kDefault;
-}
-
-Level choose_level() {
-  const Level best = best_level();
-  const char* asked = std::getenv("RNN_EXT_CPU_CAPABILITY");
-  if (asked == nullptr || *asked == '\0') return best;
-  for (const Level level : {Level::kDefault, Level::kAvx2, Level::kAvx512, Level::kAvx512Bf16}) {
-    if (std::strcmp(asked, name_of(level)) != 0) continue;
-    TORCH_CHECK_VALUE(level <= best, "RNN_EXT_CPU_CAPABILITY=", asked,
-                      ", but the most that this CPU and this build have is ", name_of(best));
-    return level;
-  }
-  TORCH_CHECK_VALUE(false, "RNN_EXT_CPU_CAPABILITY must be default, avx2, avx512, avx512_bf16 or unset, got ", asked);
-}
-
-// A setting that is refused is refused in every call: the initialisation of a static that throws is tried again.
-Level level() {
-  static const Level chosen = choose_level();
-  return chosen;
-}
-
-const KernelTable& table() {
-#ifdef RNN_EXT_CPU_X86
-#ifdef RNN_EXT_CPU_AVX512_BF16
-  if (level() == Level::kAvx512Bf16) return kernels_avx512_bf16();
-#endif
-  if (level() == Level::kAvx512) return kernels_avx512();
-  if (level() == Level::kAvx2) return kernels_avx2();
-#endif
-  return kernels_default();
-}
-
-template <typename T>
-const Kernels<T>& kernels();
-template <>
-const Kernels<float>& kernels() {
-  return table().f32;
-}
-template <>
-const Kernels<double>& kernels() {
-  return table().f64;
-}
-template <>
-const Kernels<c10::BFloat16>& kernels() {
-  return table().bf16;
-}
-template <>
-const Kernels<c10::Half>& kernels() {
-  return table().f16;
-}
-
 // Multiply-adds up to which one thread does the work: about 5 µs. Threads that spin take 1 µs to start, but those that
 // have gone to sleep, after milliseconds without work, take 100 µs and now and then milliseconds.
-int64_t serial_work() { return level() == Level::kDefault ? 1 << 16 : 1 << 18; }
+int64_t serial_work() { return isa() == Isa::kDefault ? 1 << 16 : 1 << 18; }
 
 // The same unit for one element of a pass over memory, and of an activation.
 constexpr int64_t kElementWork = 16, kActivationWork = 64;
@@ -129,13 +36,9 @@ struct GemmThreshold {
 };
 template <typename T>
 GemmThreshold gemm_threshold() {
-  if (level() == Level::kDefault) return {1 << 18, 1 << 18, 1 << 18};
-#ifdef RNN_EXT_CPU_X86
+  if (isa() == Isa::kDefault) return {1 << 18, 1 << 18, 1 << 18};
   constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
-  if (level() >= Level::kAvx512 && __builtin_cpu_is("amd")) {
-    return {sizeof(T) == 4 ? kNever : 1 << 28, kNever, kNever};
-  }
-#endif
+  if (isa() >= Isa::kAvx512 && is_amd()) return {sizeof(T) == 4 ? kNever : 1 << 28, kNever, kNever};
   if (sizeof(T) == 4) return {1 << 27, 1 << 27, 1 << 20};
   return {1 << 26, 1 << 26, 1 << 19};
 }
@@ -269,8 +172,6 @@ class ProductList {
 };
 
 }  // namespace
-
-const char* cpu_capability() { return table().capability; }
 
 template <typename T>
 void rnn_cell_forward(const ForwardParams<T>& p) {

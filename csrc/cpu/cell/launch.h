@@ -25,9 +25,4 @@ void grad_z(const BackwardParams<T>& p, const DzBlock<T>& dz);
 template <typename T>
 void gradients_from_dz(const BackwardParams<T>& p, const DzBlock<T>& dz);
 
-// The instruction set the kernels run on here: "default", "avx2", "avx512" or "avx512_bf16", the best that the CPU has,
-// or a lesser one that the environment variable RNN_EXT_CPU_CAPABILITY asks for, read once. Raises ValueError, as every
-// call of the above, where that is none of these, or more than the CPU has.
-const char* cpu_capability();
-
 }  // namespace rnn_ext::cpu
