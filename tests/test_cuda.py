@@ -89,7 +89,7 @@ def test_the_backward_is_one_launch_unless_it_is_large(size, dtype, hx, asked):
     grad_output = torch.randn_like(output)
     wanted = [t for t in args[asked] if t is not None]
     work = device_work(lambda: torch.autograd.grad(output, wanted, grad_output, retain_graph=True))
-    # In between, where 256 rows lie, a model of the GPU decides (csrc/cuda/backward_plan.cpp).
+    # In between, where 256 rows lie, a model of the GPU decides (csrc/cuda/plan/cell_backward.cpp).
     assert len(work) == 1 or (size[0] > 65 and len(work) == 2), work
 
 

@@ -63,7 +63,7 @@ def test_kernels(part: str, variant: build.Variant) -> None:
 # fault: (tests to run, {build: what its report must say}). The plain build says which element is wrong or what was
 # misused; a sanitizer must name the kernel's file and line.
 WRONG = r"FAIL .* expected"
-IN_BACKWARD = r"backward_(tiled|dz)\.cuh:\d+"
+IN_BACKWARD = r"(backward_tiled|grad_z)\.cuh:\d+"
 IN_GEMV = r"backward_gemv\.cuh:\d+"
 IN_FORWARD_GEMV = r"forward_gemv\.cuh:\d+"
 IN_TILED = r"forward_tiled\.cuh:\d+"
@@ -75,7 +75,7 @@ FAULTS = {
     "no_gemv_k_bound": ("forward_gemv", {"plain": WRONG, "asan": IN_FORWARD_GEMV}),
     "no_gemv_barrier": ("forward_gemv", {"plain": WRONG, "tsan": IN_FORWARD_GEMV}),
     "no_wait_for_previous_launch": ("forward_gemv", {"plain": "without a wait for the previous launch"}),
-    "library_no_column_bound": ("forward_library", {"asan": r"forward_library\.cuh:\d+"}),
+    "library_no_column_bound": ("forward_library", {"asan": r"forward_cublas\.cuh:\d+"}),
     "shared_memory_too_small": ("forward_tiled_16x64", {"plain": IN_TILED + ": the kernel uses [0-9]+ bytes"}),
     "half_of_k_forgotten": ("forward_tiled_16x64", {"plain": WRONG}),
     "no_output_row_bound": ("forward_tiled_16x64", {"asan": IN_TILED}),
@@ -93,8 +93,8 @@ FAULTS = {
     "backward_no_store_column_bound": ("backward_tiled_small", {"asan": IN_BACKWARD}),
     "backward_misaligned_store": ("backward_tiled_small", {"asan": IN_BACKWARD}),
     "backward_every_column_writes_bias": ("backward_tiled_small", {"tsan": IN_BACKWARD}),
-    "backward_dz_no_bound": ("backward_tiled_large", {"asan": IN_BACKWARD}),
-    "backward_dz_no_barrier": ("backward_wgmma_128", {"plain": WRONG, "tsan": IN_BACKWARD}),
+    "grad_z_no_bound": ("backward_tiled_large", {"asan": IN_BACKWARD}),
+    "grad_z_no_barrier": ("backward_wgmma_128", {"plain": WRONG, "tsan": IN_BACKWARD}),
     "backward_matrix_not_switched": ("backward_wgmma_128", {"plain": WRONG}),
     "backward_kind_not_switched": ("backward_wgmma_128", {"plain": WRONG}),
     "backward_same_box_twice": ("backward_wgmma_128", {"plain": WRONG}),
@@ -172,7 +172,7 @@ def declared_faults() -> list[str]:
 
 def test_every_planted_fault_has_its_test() -> None:
     assert sorted(declared_faults()) == sorted([*FAULTS, *WRAPPER_FAULTS])
-    sources = "".join(f.read_text() for f in sorted(build.KERNELS.glob("*.cu*")))
+    sources = "".join(f.read_text() for f in sorted(build.KERNELS.rglob("*.cu*")))
     for fault in FAULTS:
         assert f"RNN_EXT_PLANTED({fault})" in sources, f"no kernel carries {fault}"
     for fault in WRAPPER_FAULTS:
@@ -223,7 +223,7 @@ def breaches(name: str, text: str) -> list[str]:
 
 
 def kernel_files() -> list[Path]:
-    return sorted([*build.KERNELS.glob("*.cu*"), *build.KERNELS.glob("*.h")])
+    return sorted([*build.KERNELS.rglob("*.cu*"), *build.KERNELS.rglob("*.h")])
 
 
 @pytest.mark.parametrize("file", kernel_files(), ids=lambda f: f.name)
@@ -252,9 +252,10 @@ def test_breaches_are_seen(code: str) -> None:
 
 
 def test_the_map_names_every_header() -> None:
-    headers = {f.name for f in build.KERNELS.glob("*.cuh")}
-    rows = [line for line in (build.KERNELS.parent / "README.md").read_text().splitlines() if line.startswith("| `")]
-    named = set(re.findall(r"`(\w+\.\w+)`", " ".join(row.split("|")[1] for row in rows)))
+    headers = {f.relative_to(build.KERNELS).as_posix() for f in build.KERNELS.rglob("*.*h")}
+    section = (build.CSRC / "README.md").read_text().split("## A map of `cuda/`")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    named = set(re.findall(r"`(\w+/\w+\.\w+)`", " ".join(row.split("|")[1] for row in rows)))
     assert headers <= named
     assert [name for name in sorted(named) if not (build.KERNELS / name).exists()] == []
 
@@ -369,7 +370,7 @@ def required(file: str, arch: str) -> list[str]:
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("file", [*sorted(build.KERNELS.glob("*.cu")), build.HERE / "golden.cu"], ids=lambda f: f.name)
+@pytest.mark.parametrize("file", [*sorted(build.KERNELS.rglob("*.cu")), build.HERE / "golden.cu"], ids=lambda f: f.name)
 def test_compiled_code(file: Path, arch: str) -> None:
     code = cubin.compile(file, arch)
     kernels = cubin.resources(code)
@@ -384,7 +385,7 @@ def test_compiled_code(file: Path, arch: str) -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("file", sorted(build.KERNELS.glob("forward_gemv_*.cu")), ids=lambda f: f.name)
+@pytest.mark.parametrize("file", sorted(build.KERNELS.rglob("forward_gemv_*.cu")), ids=lambda f: f.name)
 def test_what_may_start_early_touches_no_memory_before_its_wait(file: Path) -> None:
     """But for prefetches to L2, which show nothing of what is there."""
     for kernel, lines in cubin.instructions(cubin.compile(file, "sm_90a")).items():
@@ -393,7 +394,7 @@ def test_what_may_start_early_touches_no_memory_before_its_wait(file: Path) -> N
 
 
 @needs_nvcc
-@pytest.mark.parametrize("file", sorted(build.KERNELS.glob("forward_tiled_*.cu")), ids=lambda f: f.name)
+@pytest.mark.parametrize("file", sorted(build.KERNELS.rglob("forward_tiled_*.cu")), ids=lambda f: f.name)
 def test_the_last_barrier_of_a_cluster_does_not_wait_for_stores(file: Path) -> None:
     """They would have to reach memory before the arrival: they come between it and the wait."""
     for kernel, lines in cubin.instructions(cubin.compile(file, "sm_90a")).items():
@@ -423,7 +424,7 @@ def test_stack_frames_are_seen(tmp_path: Path) -> None:
 def test_serialised_wgmma_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "touches_sums_in_flight.cu"
     source.write_text(
-        '#include "ptx_sm90.cuh"\n'
+        '#include "cuda/ptx/ptx_sm90.cuh"\n'
         "using namespace rnn_ext::cuda;\n"
         "__global__ void __launch_bounds__(128) f(float* p, uint64_t a, uint64_t b, int n) {\n"
         "  float sums[32] = {};\n"
@@ -630,7 +631,7 @@ def test_differences_from_a_gpu_are_seen(host_lines: dict[str, list[str]]) -> No
 def test_every_wrapper_is_among_the_golden_vectors() -> None:
     golden = (build.HERE / "golden.cu").read_text()
     for header in ("ptx.cuh", "ptx_sm90.cuh"):
-        wrappers = re.findall(r"RNN_EXT_PTX_INLINE \w+ (\w+)\(", (build.KERNELS / header).read_text())
+        wrappers = re.findall(r"RNN_EXT_PTX_INLINE \w+ (\w+)\(", (build.KERNELS / "ptx" / header).read_text())
         assert len(wrappers) > 15
         missing = [w for w in wrappers if not re.search(rf"\bptx::{w}\b", golden)]
         assert missing in ([], ["wgmma_descriptor"]), header  # the part that two wrappers share

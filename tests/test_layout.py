@@ -14,10 +14,14 @@ MAY_INCLUDE = {
     "core/": {"core/"},
     "operators/": {"core/", "operators/"},
     "operators/bindings.cpp": {"operators/", "cell/", "cpu/", "cuda/"},
-    "cell/": {"core/", "operators/", "cell/", "cpu/cell/launch.h", "cuda/rnn_cell_cuda.h"},
+    "cell/": {"core/", "operators/", "cell/", "cpu/cell/launch.h", "cuda/cell/launch.h"},
     "cell/params.h": {"core/"},
     "cpu/": {"core/", "cell/params.h", "cpu/"},
-    "cuda/": {"core/", "cell/params.h", "cuda/"},
+    "cuda/ptx/": {"core/", "cuda/ptx/"},
+    "cuda/blocks/": {"core/", "cuda/ptx/", "cuda/plan/types.h", "cuda/blocks/"},
+    "cuda/plan/": {"cuda/plan/"},
+    "cuda/plan/types.h": set(),
+    "cuda/cell/": {"core/", "cell/params.h", "cuda/"},
 }
 # The host runtime's, in place of the device's instructions: tests/cuda_host/.
 OF_THE_HOST_RUNTIME = {"cuda_host.h", "tensor_core.h", "hopper.h"}
@@ -35,10 +39,8 @@ def includes(text: str) -> list[str]:
 def why_not(file: str, included: str) -> str:
     """What is wrong with an include; empty if nothing is."""
     room = Path(file).parent
-    if included in OF_THE_HOST_RUNTIME and room.name == "cuda":
+    if included in OF_THE_HOST_RUNTIME and room == Path("cuda/ptx"):
         return ""
-    if (CSRC / room / included).is_file() and room.name in ("cpu", "cuda"):
-        included = (room / included).as_posix()
     if not (CSRC / included).is_file():
         return f"{file} includes {included}, which is no path from csrc/"
     rules = [rule for rule in MAY_INCLUDE if file.startswith(rule)]
@@ -61,8 +63,12 @@ def test_a_room_uses_only_what_it_may(file: str) -> None:
         ("core/params.h", "cell/params.h"),
         ("operators/node.h", "cell/ops.h"),
         ("cell/params.h", "operators/operands.h"),
-        ("cuda/operand.cuh", "cell/ops.h"),
-        ("cuda/forward.cu", "params.h"),
+        ("cuda/blocks/operand.cuh", "cell/params.h"),
+        ("cuda/blocks/operand.cuh", "cuda/plan/cell_forward.h"),
+        ("cuda/ptx/ptx.cuh", "cuda/blocks/math.cuh"),
+        ("cuda/plan/cell_forward.h", "cuda/blocks/math.cuh"),
+        ("cuda/cell/forward.cu", "launch.h"),
+        ("cuda/cell/forward.cu", "hopper.h"),
         ("somewhere/else.h", "core/params.h"),
     ],
 )
@@ -75,3 +81,10 @@ def test_kernels_of_cuda_and_what_they_are_told_know_no_torch() -> None:
     knowing = {file for file in files() if torch.search((CSRC / file).read_text())}
     assert not [file for file in knowing if file.startswith(("core/", "cuda/", "cell/params.h"))]
     assert knowing  # the pattern finds those that may
+
+
+def test_plans_are_plain_cpp() -> None:
+    """They also run where there is no CUDA: what they include in angle brackets is the standard library's."""
+    headers = {file: re.findall(r"#\s*include\s*<([^>]+)>", (CSRC / file).read_text()) for file in files()}
+    assert not [(file, h) for file, hs in headers.items() if file.startswith("cuda/plan/") for h in hs if "." in h]
+    assert "cuda_runtime.h" in headers["cuda/ptx/launch.cuh"]  # the pattern finds it where it may stand

@@ -16,7 +16,7 @@
 #include <utility>
 
 #include "cell/ops.h"
-#include "cuda/rnn_cell_cuda.h"
+#include "cuda/cell/launch.h"
 #include "operators/device_type.h"
 
 namespace rnn_ext {

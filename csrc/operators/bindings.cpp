@@ -7,7 +7,7 @@
 
 #include "cell/autograd.h"
 #include "cpu/isa.h"
-#include "cuda/backward_plan.h"
+#include "cuda/plan/cell_backward.h"
 #include "operators/eligible.h"
 
 namespace rnn_ext {

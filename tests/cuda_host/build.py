@@ -22,10 +22,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-KERNELS = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
+KERNELS = CSRC / "cuda"
 CACHE = ROOT / "build" / "cuda_host"
 
-COMMON = ["-std=c++17", "-g", "-fPIC", "-DRNN_EXT_CUDA_HOST", f"-I{HERE}", f"-I{KERNELS}", f"-I{KERNELS.parent}"]
+COMMON = ["-std=c++17", "-g", "-fPIC", "-DRNN_EXT_CUDA_HOST", f"-I{HERE}", f"-I{CSRC}"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-tsan", "-Wno-error=tsan"]
 
 # The runtime is compiled without sanitizers, or they would take its bookkeeping for the kernel's memory traffic; and
@@ -101,9 +102,8 @@ def _version() -> str:
 def headers_digest() -> str:
     """A hash of every header that a program here can include."""
     digest = hashlib.sha256()
-    folders = [HERE, KERNELS, KERNELS.parent]
-    for header in sorted(f for d in folders for pattern in ("*.h", "*.cuh") for f in d.glob(pattern)):
-        digest.update(header.name.encode() + b"\0" + header.read_bytes())
+    for header in sorted(f for d in (HERE, CSRC) for pattern in ("*.h", "*.cuh") for f in d.rglob(pattern)):
+        digest.update(str(header).encode() + b"\0" + header.read_bytes())
     return digest.hexdigest()
 
 
@@ -173,7 +173,7 @@ def wrappers_program(variant: Variant) -> Path:
 def launch_program() -> Path:
     """The tests of launch.cuh as nvcc sees it, on a runtime that only takes down what it is asked for."""
     source = HERE / "test_launch.cpp"
-    arguments = ["-std=c++17", f"-I{KERNELS}", f"-isystem{cuda_include()}", *WARNINGS, str(source)]
+    arguments = ["-std=c++17", f"-I{CSRC}", f"-isystem{cuda_include()}", *WARNINGS, str(source)]
     parts = [_version(), " ".join(arguments), source.read_text(), headers_digest()]
     output = CACHE / f"test_launch.{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}"
     run_compiler(arguments, output)
@@ -182,7 +182,7 @@ def launch_program() -> Path:
 
 def kernel_sources() -> list[Path]:
     """The kernels and their launchers."""
-    return sorted([*KERNELS.glob("*.cu"), *KERNELS.glob("*.cpp")])
+    return sorted([*KERNELS.rglob("*.cu"), *KERNELS.rglob("*.cpp")])
 
 
 def kernels_program(variant: Variant) -> Path:

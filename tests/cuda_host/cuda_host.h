@@ -1,4 +1,4 @@
-// CUDA's names for a host compiler: what csrc/cuda/launch.cuh includes when RNN_EXT_CUDA_HOST is defined, so that a
+// CUDA's names for a host compiler: what csrc/cuda/ptx/launch.cuh includes when RNN_EXT_CUDA_HOST is defined, so that a
 // kernel's source compiles unchanged under g++ and runs on the runtime in this folder. Tests only.
 //
 // A kernel must keep to the discipline of csrc/README.md: shared memory and launches through the macros of launch.cuh,

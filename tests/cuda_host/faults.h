@@ -23,11 +23,11 @@ namespace emu {
   fault(no_cluster_exit_sync) \
   fault(counter_not_reset) \
   fault(every_block_adds_up) \
-  /* forward_library.cuh */ \
+  /* forward_cublas.cuh */ \
   fault(library_no_column_bound) \
-  /* backward_dz.cuh */ \
-  fault(backward_dz_no_bound) \
-  fault(backward_dz_no_barrier) \
+  /* grad_z.cuh */ \
+  fault(grad_z_no_bound) \
+  fault(grad_z_no_barrier) \
   /* backward_wgmma.cuh */ \
   fault(backward_matrix_not_switched) \
   fault(backward_kind_not_switched) \

@@ -13,9 +13,9 @@
 #include <string>
 #include <vector>
 
-#include "ptx.cuh"
-#include "ptx_sm90.cuh"
-#include "tensor_map.cuh"
+#include "cuda/ptx/ptx.cuh"
+#include "cuda/ptx/ptx_sm90.cuh"
+#include "cuda/ptx/tensor_map.cuh"
 
 namespace {
 

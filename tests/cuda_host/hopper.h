@@ -1,4 +1,4 @@
-// Host bodies of the wrappers of csrc/cuda/ptx_sm90.cuh.
+// Host bodies of the wrappers of csrc/cuda/ptx/ptx_sm90.cuh.
 //
 // The asynchronous proxy (the copy engine and wgmma) is a thread apart. It learns of a thread's writes to shared memory
 // through fence_proxy_async alone, of its own earlier copies by itself, and of the place in time at which a copy was

@@ -1,11 +1,11 @@
 // The project's launchers by name: the table from which test_kernels.cpp and torch_ops.cpp take what they drive. A new
 // kernel gets a line here.
 #pragma once
-#include "backward.h"
-#include "backward_wgmma.h"
-#include "forward.cuh"
-#include "forward_wgmma.h"
-#include "rnn_cell_cuda.h"
+#include "cuda/cell/backward.cuh"
+#include "cuda/cell/backward_wgmma.h"
+#include "cuda/cell/forward.cuh"
+#include "cuda/cell/forward_wgmma.h"
+#include "cuda/cell/launch.h"
 
 #include <memory>
 #include <stdexcept>

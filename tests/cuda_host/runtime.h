@@ -7,7 +7,7 @@
 //     report even when the schedule happened to be kind;
 //   - misuse that would hang or be undefined on a GPU ends the launch with an Error that names thread, file and line.
 //
-// This header is what cuda_host.h and the host bodies of csrc/cuda/ptx*.cuh call.
+// This header is what cuda_host.h and the host bodies of csrc/cuda/ptx/ptx*.cuh call.
 #pragma once
 #include <vector_functions.h>
 

@@ -3,7 +3,7 @@
 #include <set>
 #include <tuple>
 
-#include "backward_plan.h"
+#include "cuda/plan/cell_backward.h"
 #include "check.h"
 
 namespace {

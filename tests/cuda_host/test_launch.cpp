@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <initializer_list>
 
-#include "launch.cuh"
+#include "cuda/ptx/launch.cuh"
 
 namespace {
 

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "check.h"
-#include "mainloop.cuh"
+#include "cuda/blocks/mainloop.cuh"
 
 namespace {
 

@@ -5,8 +5,8 @@
 #include <thread>
 
 #include "check.h"
-#include "ptx_sm90.cuh"
-#include "tensor_map.cuh"
+#include "cuda/ptx/ptx_sm90.cuh"
+#include "cuda/ptx/tensor_map.cuh"
 
 namespace {
 

@@ -1,0 +1,251 @@
+// The loop that all tiled kernels share: a ring of slices in shared memory, filled ahead while the engine multiplies.
+//
+//   C[m, n] += Σ_k A(m, k) B(n, k)    over one or two segments of k, each with its own pair of operands
+//
+// The forward's segments are (x, W) and (h, U); nothing is concatenated in memory, and no slice has k of both. A block
+// may take any range of the slices, which is how K is split over blocks.
+#pragma once
+#include "cuda/blocks/engine.cuh"
+#include "cuda/ptx/ptx_sm90.cuh"
+
+namespace rnn_ext::cuda {
+
+template <class SourceA, class SourceB>
+struct Segment {
+  SourceA a;
+  SourceB b;
+  int64_t depth = 0;
+};
+
+// The rows [m, m_end) and columns [n, n_end) of C, of which the tile takes the first.
+struct TileBounds {
+  int64_t m, m_end, n, n_end;
+};
+
+// kAsync: cp.async where an operand is one matrix of the engine's element type (sm_80 and later); without, or for a
+// combined operand, the next slice waits in registers. An engine and an operand that can't use it just don't.
+template <class Engine_, class SourceA, class SourceB, bool kAsync>
+struct Mainloop {
+  using Engine = Engine_;
+  using Shape = typename Engine::Shape;
+  using Acc = typename Engine::Acc;
+  using LayoutA = typename Engine::LayoutA;
+  using LayoutB = typename Engine::LayoutB;
+  using Operands = Segment<SourceA, SourceB>;
+
+  template <class Layout, class Source>
+  static constexpr bool is_async =
+      kAsync && Source::kParts == 1 && std::is_same<typename Source::Element, typename Layout::Element>::value;
+  static constexpr bool kAsyncA = is_async<LayoutA, SourceA>, kAsyncB = is_async<LayoutB, SourceB>;
+  static constexpr int kStagesA = kAsyncA ? Shape::kStages : 2, kStagesB = kAsyncB ? Shape::kStages : 2;
+  static constexpr int kAhead = kAsyncA || kAsyncB ? Shape::kStages - 1 : 1;  // slices on their way
+  static_assert(Shape::kStages >= 2);
+
+  struct Ring {
+    alignas(128) typename LayoutA::Element a[kStagesA][LayoutA::kSize];
+    alignas(128) typename LayoutB::Element b[kStagesB][LayoutB::kSize];
+  };
+  union Smem {
+    Ring ring;
+    typename Engine::Sums sums;  // afterwards
+  };
+
+  // How many slices the segments have.
+  static __host__ __device__ int slices(int64_t depth) { return static_cast<int>(ceil_div(depth, Shape::BK)); }
+
+  // Multiplies slices [begin, end) of the two segments into the engine's accumulators. With kSumRows, thread r < BM
+  // also adds up row r of A, unless sums_rows is false. Shared memory is free for other use after the caller's next
+  // barrier.
+  template <bool kSumRows = false, bool kTwoSegments = true>
+  static __device__ __forceinline__ void run(Smem& smem, Engine& engine, const Operands& first,
+                                             [[maybe_unused]] const Operands& second, const TileBounds& tile, int begin,
+                                             int end, [[maybe_unused]] Acc* row_sum = nullptr,
+                                             [[maybe_unused]] bool sums_rows = true) {
+    static_assert(!kSumRows || Shape::kThreads >= Shape::BM, "one thread a row");
+    StagedCopy<LayoutA, SourceA, Shape::kThreads> staged_a;
+    StagedCopy<LayoutB, SourceB, Shape::kThreads> staged_b;
+    const int first_slices = slices(first.depth);
+    const auto with_slice = [&](int index, auto&& use) {
+      if constexpr (kTwoSegments) {
+        const bool in_first = index < first_slices;
+        const int64_t k = int64_t{in_first ? index : index - first_slices} * Shape::BK;
+        const Operands operands = in_first ? first : second;
+        use(operands, k);
+      } else {
+        use(first, int64_t{index} * Shape::BK);
+      }
+    };
+    const auto start = [&](int index, int stage) {
+      with_slice(index, [&](const Operands& s, int64_t k) {
+        if constexpr (kAsyncA) {
+          AsyncCopy<LayoutA, SourceA, Shape::kThreads>::start(smem.ring.a[stage], s.a, tile.m, tile.m_end, k, s.depth);
+        }
+        if constexpr (kAsyncB) {
+          AsyncCopy<LayoutB, SourceB, Shape::kThreads>::start(smem.ring.b[stage], s.b, tile.n, tile.n_end, k, s.depth);
+        }
+      });
+    };
+    const auto load = [&](int index) {
+      with_slice(index, [&](const Operands& s, int64_t k) {
+        if constexpr (!kAsyncA) staged_a.load(s.a, tile.m, tile.m_end, k, s.depth);
+        if constexpr (!kAsyncB) staged_b.load(s.b, tile.n, tile.n_end, k, s.depth);
+      });
+    };
+    const auto store = [&](int index, int stage) {
+      with_slice(index, [&](const Operands& s, int64_t) {
+        if constexpr (!kAsyncA) staged_a.store(smem.ring.a[stage], s.a);
+        if constexpr (!kAsyncB) staged_b.store(smem.ring.b[stage], s.b);
+      });
+    };
+
+    if (begin >= end) return;
+    if constexpr (kAsyncA || kAsyncB) {
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (begin + i < end) start(begin + i, i);
+        ptx::cp_async_commit();
+      }
+    }
+    if constexpr (!kAsyncA || !kAsyncB) {
+      load(begin);
+      store(begin, 0);
+    }
+    int stage = 0, next_stage = kAhead;  // of the asynchronous ring; registers alternate between two stages
+    for (int i = begin; i < end; ++i) {
+      const int staged = (i - begin) % 2;
+      if constexpr (kAsyncA || kAsyncB) {
+        if (RNN_EXT_PLANTED(missed_cp_async_wait)) {
+          ptx::cp_async_wait<kAhead>();
+        } else {
+          ptx::cp_async_wait<kAhead - 1>();
+        }
+      }
+      // Slice i is there for all, and all are done with slice i - 1, whose place slice i + kAhead takes.
+      if (!RNN_EXT_PLANTED(no_stage_barrier)) __syncthreads();
+      if constexpr (kAsyncA || kAsyncB) {
+        if (i + kAhead < end) start(i + kAhead, next_stage);
+        ptx::cp_async_commit();
+      }
+      if constexpr (!kAsyncA || !kAsyncB) {
+        if (i + 1 < end) load(i + 1);
+      }
+      const int read = RNN_EXT_PLANTED(wrong_stage) ? next_stage : stage;
+      const auto* a = smem.ring.a[kAsyncA ? read : staged];
+      const auto* b = smem.ring.b[kAsyncB ? read : staged];
+      // Without columns, the row sums are all there is to it.
+      if (!kSumRows || tile.n < tile.n_end || RNN_EXT_PLANTED(backward_zeros_not_exact)) engine.multiply(a, b);
+      if constexpr (kSumRows) {
+        const int row = static_cast<int>(threadIdx.x);
+        if (row < Shape::BM && sums_rows) {
+#pragma unroll 8
+          for (int k = 0; k < Shape::BK; ++k) *row_sum += static_cast<Acc>(widen(a[LayoutA::offset(row, k)]));
+        }
+      }
+      if constexpr (!kAsyncA || !kAsyncB) {
+        if (i + 1 < end) store(i + 1, staged ^ 1);
+      }
+      stage = stage == kAhead ? 0 : stage + 1;
+      next_stage = next_stage == kAhead ? 0 : next_stage + 1;
+    }
+  }
+
+  // The same of one segment.
+  template <bool kSumRows = false>
+  static __device__ __forceinline__ void run(Smem& smem, Engine& engine, const Operands& only, const TileBounds& tile,
+                                             int begin, int end, Acc* row_sum = nullptr, bool sums_rows = true) {
+    run<kSumRows, false>(smem, engine, only, only, tile, begin, end, row_sum, sums_rows);
+  }
+
+  // Puts the block's sums into shared memory, where all of its threads see them on return.
+  static __device__ __forceinline__ void put_sums(Smem& smem, const Engine& engine) {
+    __syncthreads();  // the last slice has been read
+    engine.put(smem.sums);
+    if (!RNN_EXT_PLANTED(no_barrier_before_epilogue)) __syncthreads();
+  }
+
+  // The block's sums of kSize successive columns, its slices in order.
+  template <int kSize>
+  static __device__ __forceinline__ void add_sums(const typename Engine::Sums& s, int row, int column,
+                                                  Acc (&sum)[kSize]) {
+    constexpr int kRead = kSize * static_cast<int>(sizeof(Acc)) > 16 ? 16 : kSize * static_cast<int>(sizeof(Acc));
+    using Read = Vector<Acc, kRead>;
+#pragma unroll
+    for (int slice = 0; slice < Shape::kSlices; ++slice) {
+      const Acc* from = s.sums[slice] + row * Engine::Sums::kStride + column;
+#pragma unroll
+      for (int i = 0; i < kSize; i += Read::kSize) {
+        const Read v = *reinterpret_cast<const Read*>(from + i);
+#pragma unroll
+        for (int j = 0; j < Read::kSize; ++j) sum[i + j] += v.v[j];
+      }
+    }
+  }
+
+  // Calls use(row, column, sums) for each vector of kSize columns of the tile's rows [row_begin, row_end), in the
+  // tile's coordinates; every thread takes its share. What lies beyond the matrix's edges comes along.
+  template <int kSize, typename Use>
+  static __device__ __forceinline__ void for_each_vector(int row_begin, int row_end, Use use) {
+    constexpr int kPerRow = Shape::BN / kSize;
+    for (int e = row_begin * kPerRow + static_cast<int>(threadIdx.x); e < row_end * kPerRow; e += Shape::kThreads) {
+      use(e / kPerRow, e % kPerRow * kSize);
+    }
+  }
+
+  // The columns of kSize that a thread has in every row, and what it calls use(row) with: its share of rows
+  // [begin, end), in the tile's coordinates. Together the threads cover the tile once.
+  template <int kSize>
+  static __device__ __forceinline__ int vector_column() {
+    return static_cast<int>(threadIdx.x) % (Shape::BN / kSize) * kSize;
+  }
+  template <int kSize, typename Use>
+  static __device__ __forceinline__ void for_each_row(int begin, int end, Use use) {
+    constexpr int kPerRow = Shape::BN / kSize;
+    static_assert(Shape::kThreads % kPerRow == 0);
+    for (int row = begin + static_cast<int>(threadIdx.x) / kPerRow; row < end; row += Shape::kThreads / kPerRow)
+      use(row);
+  }
+
+  // The same of at most kMost rows, the thread's i-th as use(i, row): for results that stay in registers, of so many.
+  template <int kSize, int kMost>
+  static constexpr int kRowsOfThread = static_cast<int>(ceil_div(kMost, Shape::kThreads / (Shape::BN / kSize)));
+  template <int kSize, int kMost, typename Use>
+  static __device__ __forceinline__ void for_each_row_by_number(int begin, int end, Use use) {
+    constexpr int kStep = Shape::kThreads / (Shape::BN / kSize);
+#pragma unroll
+    for (int i = 0; i < kRowsOfThread<kSize, kMost>; ++i) {
+      const int row = begin + static_cast<int>(threadIdx.x) / (Shape::BN / kSize) + i * kStep;
+      if (row < end) use(i, row);
+    }
+  }
+
+  // Adds the sums of all slices into the first one's, in the first `rows` rows.
+  static __device__ __forceinline__ void fold_slices(typename Engine::Sums& s, int rows) {
+    using Read = Vector<Acc, 16>;
+    const int column = vector_column<Read::kSize>();
+    for_each_row<Read::kSize>(0, rows, [&](int row) {
+      Acc sums[Read::kSize] = {};
+      add_sums(s, row, column, sums);
+      Read v;
+#pragma unroll
+      for (int i = 0; i < Read::kSize; ++i) v.v[i] = sums[i];
+      *reinterpret_cast<Read*>(s.sums[0] + row * Engine::Sums::kStride + column) = v;
+    });
+  }
+
+  // As add_sums, of the folded sums of block `rank` of the cluster.
+  template <int kSize>
+  static __device__ __forceinline__ void add_cluster_sums(const typename Engine::Sums& s, int rank, int row, int column,
+                                                          Acc (&sum)[kSize]) {
+    using Read = Vector<Acc, 16>;
+    static_assert(kSize % Read::kSize == 0);
+    const uint32_t from = ptx::cluster_address(s.sums[0] + row * Engine::Sums::kStride + column, rank);
+#pragma unroll
+    for (int i = 0; i < kSize; i += Read::kSize) {
+      const Read v = ptx::ld_cluster<Read>(from + static_cast<uint32_t>(i * sizeof(Acc)));
+#pragma unroll
+      for (int j = 0; j < Read::kSize; ++j) sum[i + j] += v.v[j];
+    }
+  }
+};
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,56 @@
+// The backward launcher: from a plan to its kernel.
+#include "cuda/blocks/operand.cuh"
+#include "cuda/cell/backward.cuh"
+#include "cuda/cell/backward_wgmma.h"
+
+namespace rnn_ext::cuda {
+
+template <typename T>
+BackwardCase backward_case(const BackwardParams<T>& p) {
+  BackwardCase c = {p.batch,
+                    p.weights.input_size,
+                    p.weights.hidden_size,
+                    kDtype<T>,
+                    p.grad_input != nullptr,
+                    p.grad_hx != nullptr,
+                    p.grad_weight_ih != nullptr,
+                    p.grad_weight_hh != nullptr,
+                    p.grad_bias != nullptr,
+                    16,
+                    backward_wgmma_takes(p)};
+  const auto need = [&](bool needed, const Matrix<T>& m, int64_t rows, int64_t columns) {
+    if (needed && m.data != nullptr) c.vector_bytes = std::min(c.vector_bytes, vector_bytes(m, rows, columns, true));
+  };
+  need(c.grad_input, p.weights.weight_ih, p.weights.hidden_size, p.weights.input_size);
+  need(c.grad_hx, p.weights.weight_hh, p.weights.hidden_size, p.weights.hidden_size);
+  need(c.grad_weight_ih, p.input, p.batch, p.weights.input_size);
+  need(c.grad_weight_hh, p.hx, p.batch, p.weights.hidden_size);
+  return c;
+}
+
+template <typename T>
+cudaError_t rnn_cell_backward(const BackwardParams<T>& p, const BackwardPlan& plan, void* workspace,
+                              cudaStream_t stream) {
+  if (plan.blocks == 0) return cudaSuccess;
+  switch (plan.family) {
+    case BackwardPlan::Family::kGemv:
+      return launch_backward_gemv(p, plan, stream);
+    case BackwardPlan::Family::kTiled:
+      return launch_backward_tiled(p, plan, workspace, stream);
+    case BackwardPlan::Family::kWgmma:
+      return kBackwardWgmma[plan.kernel].bn == 256 ? launch_backward_wgmma<T, 256>(p, plan.blocks, workspace, stream)
+                                                   : launch_backward_wgmma<T, 128>(p, plan.blocks, workspace, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+#define RNN_EXT_INSTANTIATE(T)                                   \
+  template BackwardCase backward_case(const BackwardParams<T>&); \
+  template cudaError_t rnn_cell_backward(const BackwardParams<T>&, const BackwardPlan&, void*, cudaStream_t);
+RNN_EXT_INSTANTIATE(float)
+RNN_EXT_INSTANTIATE(double)
+RNN_EXT_INSTANTIATE(__half)
+RNN_EXT_INSTANTIATE(__nv_bfloat16)
+#undef RNN_EXT_INSTANTIATE
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,21 @@
+// Two of the backward's kernel families, each compiled in files of its own; the third is in backward_wgmma.h.
+// cell_backward.h says which of them runs when.
+#pragma once
+#include "cuda/blocks/grad_z.cuh"
+#include "cuda/cell/launch.h"
+
+namespace rnn_ext::cuda {
+
+template <typename T>
+DzSources<T> dz_sources(const BackwardParams<T>& p) {
+  return {p.grad_output, p.output, p.weights.nonlinearity, p.batch, p.weights.hidden_size};
+}
+
+template <typename T>
+cudaError_t launch_backward_gemv(const BackwardParams<T>& p, const BackwardPlan& plan, cudaStream_t stream);
+
+template <typename T>
+cudaError_t launch_backward_tiled(const BackwardParams<T>& p, const BackwardPlan& plan, void* workspace,
+                                  cudaStream_t stream);
+
+}  // namespace rnn_ext::cuda

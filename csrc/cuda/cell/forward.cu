@@ -1,0 +1,41 @@
+// The forward launcher: from a plan to its kernel.
+#include "cuda/cell/forward.cuh"
+#include "cuda/cell/forward_wgmma.h"
+#include "cuda/cell/launch.h"
+
+namespace rnn_ext::cuda {
+
+template <typename T>
+ForwardCase forward_case(const ForwardParams<T>& p, bool tf32, bool split_tf32) {
+  return {p.batch,   p.weights.input_size,   p.weights.hidden_size,  p.hx.data != nullptr,
+          kDtype<T>, common_vector_bytes(p), forward_wgmma_takes(p), tf32,
+          split_tf32};
+}
+
+template <typename T>
+cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
+                             cudaStream_t stream) {
+  if (p.batch == 0 || p.weights.hidden_size == 0) return cudaSuccess;
+  switch (plan.family) {
+    case ForwardPlan::Family::kGemv:
+      return launch_gemv(p, plan, stream);
+    case ForwardPlan::Family::kTiled:
+      return launch_tiled(p, plan, workspace, counters, stream);
+    case ForwardPlan::Family::kWgmma:
+      return launch_forward_wgmma(p, plan, stream);
+    case ForwardPlan::Family::kLibrary:
+      return launch_library(p, workspace, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+#define RNN_EXT_INSTANTIATE(T)                                            \
+  template ForwardCase forward_case(const ForwardParams<T>&, bool, bool); \
+  template cudaError_t rnn_cell_forward(const ForwardParams<T>&, const ForwardPlan&, void*, uint32_t*, cudaStream_t);
+RNN_EXT_INSTANTIATE(float)
+RNN_EXT_INSTANTIATE(double)
+RNN_EXT_INSTANTIATE(__half)
+RNN_EXT_INSTANTIATE(__nv_bfloat16)
+#undef RNN_EXT_INSTANTIATE
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,55 @@
+// The forward cell where the library multiplies: what is left to do with x Wᵀ and h Uᵀ, which stand in memory in the
+// accumulator's precision. output = f(x Wᵀ + h Uᵀ + b_ih + b_hh), a column a thread; bound by memory.
+#pragma once
+#include "cuda/blocks/math.cuh"
+#include "cuda/cell/forward.cuh"
+
+namespace rnn_ext::cuda {
+
+// ---- kernel ---------------------------------------------------------------------------------------------------------
+
+constexpr int kLibraryThreads = 256, kLibraryRows = 8;  // of a block; rows a block's threads have in flight
+
+template <typename T>
+struct LibraryParams {
+  const Accumulator<T>* products[2];  // (B, H), contiguous; the second is null if h is absent
+  const T *bias_ih, *bias_hh;
+  T* output;
+  int64_t batch, hidden_size;
+  Nonlinearity nonlinearity;
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kLibraryThreads) forward_library(LibraryParams<T> p) {
+  using Acc = Accumulator<T>;
+  const int64_t column = int64_t{blockIdx.x} * kLibraryThreads + threadIdx.x;
+  if (column >= p.hidden_size && !RNN_EXT_PLANTED(library_no_column_bound)) return;
+  const Acc b_ih = p.bias_ih != nullptr ? widen(p.bias_ih[column]) : Acc(0);
+  const Acc b_hh = p.bias_hh != nullptr ? widen(p.bias_hh[column]) : Acc(0);
+#pragma unroll kLibraryRows
+  for (int64_t row = blockIdx.y; row < p.batch; row += gridDim.y) {
+    const int64_t i = row * p.hidden_size + column;
+    const Acc z = p.products[0][i] + (p.products[1] != nullptr ? p.products[1][i] : Acc(0));
+    p.output[i] = activate<T>(z + b_ih + b_hh, p.nonlinearity);
+  }
+}
+
+// ---- launcher -------------------------------------------------------------------------------------------------------
+
+template <typename T>
+cudaError_t launch_library(const ForwardParams<T>& p, const void* workspace, cudaStream_t stream) {
+  const auto* const products = static_cast<const Accumulator<T>*>(workspace);
+  const LibraryParams<T> q = {{products, p.hx.data != nullptr ? products + p.batch * p.weights.hidden_size : nullptr},
+                              p.weights.bias_ih,
+                              p.weights.bias_hh,
+                              p.output,
+                              p.batch,
+                              p.weights.hidden_size,
+                              p.weights.nonlinearity};
+  constexpr int64_t kMaxRows = 65535;  // of a grid
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.weights.hidden_size, kLibraryThreads)),
+                  static_cast<unsigned>(std::min(kMaxRows, ceil_div(p.batch, kLibraryRows))));
+  return RNN_EXT_LAUNCH((forward_library<T>), grid, dim3(kLibraryThreads), 0, stream, q);
+}
+
+}  // namespace rnn_ext::cuda

@@ -1,0 +1,211 @@
+// The forward as a tiled product: output = f(x Wᵀ + b_ih + h Uᵀ + b_hh), a tile of the output to a block. The two GEMMs
+// are one over a concatenated K = I + H: the mainloop takes slices of (x, W) first, then of (h, U).
+//
+// Where there are too few tiles for the GPU, `splits` blocks share the K of a tile in the same launch. On sm_90 they
+// are a cluster: each adds up a part of the rows out of all blocks' shared memory. Elsewhere each leaves its sums in
+// global memory and counts; the last one to arrive adds them up. Either way in the order of K: bitwise the same in
+// every run.
+#pragma once
+#include <utility>
+
+#include "cuda/blocks/mainloop.cuh"
+#include "cuda/cell/forward.cuh"
+#include "cuda/ptx/ptx_sm90.cuh"
+
+namespace rnn_ext::cuda {
+
+// ---- kernel ---------------------------------------------------------------------------------------------------------
+
+template <typename T>
+struct TiledParams {
+  Segment<Operand<T>, Operand<T>> input, hx;  // (x, W) and (h, U); a depth of 0 where hx is absent
+  const T* bias_ih;
+  const T* bias_hh;
+  T* output;
+  int64_t batch, hidden_size;
+  Nonlinearity nonlinearity;
+  bool vector_stores;  // the output's rows are 16-byte aligned
+  int splits;
+  bool cluster;
+  Accumulator<T>* partials;  // [tile][split][BM][BN], where K is split without a cluster
+  uint32_t* counters;        // [tile], zero between launches
+};
+
+template <typename T, class Loop>
+__global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPerSm) forward_tiled(TiledParams<T> p) {
+  using Shape = typename Loop::Shape;
+  using Acc = typename Loop::Acc;
+  using Smem = typename Loop::Smem;
+  static_assert(sizeof(Smem) <= 99 * 1024, "fits sm_86, which has the least of sm_80 and later");
+  RNN_EXT_SMEM(Smem, smem);
+
+  const unsigned tile_index = blockIdx.x / p.splits, split = blockIdx.x % p.splits;
+  const unsigned tiles_m = static_cast<unsigned>(ceil_div(p.batch, Shape::BM));
+  const TileBounds tile = {int64_t{tile_index % tiles_m} * Shape::BM, p.batch,
+                           int64_t{tile_index / tiles_m} * Shape::BN, p.hidden_size};
+
+  typename Loop::Engine engine;
+  const int slices =
+      Loop::slices(p.input.depth) + (RNN_EXT_PLANTED(half_of_k_forgotten) ? 0 : Loop::slices(p.hx.depth));
+  const auto first_slice = [&](unsigned s) { return static_cast<int>(int64_t{slices} * s / p.splits); };
+  Loop::run(smem, engine, p.input, p.hx, tile, first_slice(split), first_slice(split + 1));
+
+  // The epilogue: a thread has the same few columns in all of its rows.
+  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  using Output = Vector<T, 16>;
+  const int column = Loop::template vector_column<kVector>();
+  const int64_t n = tile.n + column;
+  const int columns = static_cast<int>(max(min(p.hidden_size - n, int64_t{kVector}), int64_t{0}));
+  Acc bias[2][kVector];
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    bias[0][i] = p.bias_ih != nullptr && i < columns ? widen(p.bias_ih[n + i]) : Acc(0);
+    bias[1][i] = p.bias_hh != nullptr && i < columns ? widen(p.bias_hh[n + i]) : Acc(0);
+  }
+  const auto store = [&](int row, const Acc(&sums)[kVector]) {
+    Output values;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) values.v[i] = activate<T>(sums[i] + bias[0][i] + bias[1][i], p.nonlinearity);
+    T* const to = p.output + (tile.m + row) * p.hidden_size + n;
+    if (p.vector_stores || RNN_EXT_PLANTED(misaligned_vector_store)) {
+      if (columns > 0) store_vector(to, values);  // rows of whole vectors: all of it or nothing
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        if (i < columns || RNN_EXT_PLANTED(no_output_column_bound)) to[i] = values.v[i];
+      }
+    }
+  };
+  const int64_t rows_left = RNN_EXT_PLANTED(no_output_row_bound) ? Shape::BM : p.batch - tile.m;
+  const int rows = static_cast<int>(min(rows_left, int64_t{Shape::BM}));
+
+  Loop::put_sums(smem, engine);
+  if (p.splits == 1) {
+    Loop::template for_each_row<kVector>(0, rows, [&](int row) {
+      Acc sums[kVector] = {};
+      Loop::add_sums(smem.sums, row, column, sums);
+      store(row, sums);
+    });
+  } else if (p.cluster) {
+    if constexpr (Shape::kSlices > 1) Loop::fold_slices(smem.sums, rows);
+    if (!RNN_EXT_PLANTED(no_cluster_sync)) ptx::cluster_sync();  // all blocks' sums are there
+    const int first_row = rows * static_cast<int>(split) / p.splits,
+              end_row = rows * static_cast<int>(split + 1) / p.splits;
+    constexpr int kMostRows = Shape::BM / 2;  // of two blocks or more
+    Acc sums[Loop::template kRowsOfThread<kVector, kMostRows>][kVector] = {};
+    Loop::template for_each_row_by_number<kVector, kMostRows>(first_row, end_row, [&](int i, int row) {
+#pragma unroll 4
+      for (int rank = 0; rank < p.splits; ++rank) Loop::add_cluster_sums(smem.sums, rank, row, column, sums[i]);
+    });
+    // No block exits while others read its sums. Relaxed would not do: the loads might still be under way. But nothing
+    // is stored yet whose way to memory a release would wait for.
+    if (!RNN_EXT_PLANTED(no_cluster_exit_sync)) ptx::cluster_arrive();
+    Loop::template for_each_row_by_number<kVector, kMostRows>(first_row, end_row,
+                                                              [&](int i, int row) { store(row, sums[i]); });
+    if (!RNN_EXT_PLANTED(no_cluster_exit_sync)) ptx::cluster_wait();
+  } else {
+    using Partial = Vector<Acc, 16>;
+    static_assert(kVector % Partial::kSize == 0);
+    Acc* const partials = p.partials + int64_t{tile_index} * p.splits * (Shape::BM * Shape::BN) + column;
+    const auto partial = [&](unsigned s, int row) { return partials + (int64_t{s} * Shape::BM + row) * Shape::BN; };
+    Loop::template for_each_row<kVector>(0, rows, [&](int row) {
+      Acc sums[kVector] = {};
+      Loop::add_sums(smem.sums, row, column, sums);
+#pragma unroll
+      for (int i = 0; i < kVector; i += Partial::kSize) {
+        Partial v;
+#pragma unroll
+        for (int j = 0; j < Partial::kSize; ++j) v.v[j] = sums[i + j];
+        store_vector(partial(split, row) + i, v);
+      }
+    });
+    __syncthreads();  // the block's sums are on their way before it is counted
+    bool last = false;
+    if (threadIdx.x == 0) {
+      const uint32_t limit = static_cast<uint32_t>(p.splits) - !RNN_EXT_PLANTED(counter_not_reset);
+      last = ptx::atomic_inc_acq_rel(&p.counters[tile_index], limit) == static_cast<uint32_t>(p.splits) - 1;
+    }
+    if (!__syncthreads_or(last) && !RNN_EXT_PLANTED(every_block_adds_up)) return;
+    Loop::template for_each_row<kVector>(0, rows, [&](int row) {
+      Acc sums[kVector] = {};
+#pragma unroll 4
+      for (int s = 0; s < p.splits; ++s) {
+        const Acc* const from = partial(static_cast<unsigned>(s), row);
+#pragma unroll
+        for (int i = 0; i < kVector; i += Partial::kSize) {
+          const Partial v = *reinterpret_cast<const Partial*>(from + i);
+#pragma unroll
+          for (int j = 0; j < Partial::kSize; ++j) sums[i + j] += v.v[j];
+        }
+      }
+      store(row, sums);
+    });
+  }
+}
+
+// ---- launcher -------------------------------------------------------------------------------------------------------
+
+// The shape that row `kRow` of the table describes.
+template <int kRow, bool kSimt = kTiledKernels[kRow].math == Math::kSimt>
+struct TableShape {
+  static constexpr TiledKernel k = kTiledKernels[kRow];
+  using type = WarpShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.slices, k.stages, k.blocks_per_sm>;
+};
+template <int kRow>
+struct TableShape<kRow, true> {
+  static constexpr TiledKernel k = kTiledKernels[kRow];
+  using type = ThreadShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.slices, k.stages, k.blocks_per_sm>;
+};
+
+template <typename T, int kRow>
+cudaError_t launch_tiled_row(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
+                             cudaStream_t stream) {
+  constexpr TiledKernel k = kTiledKernels[kRow];
+  using Shape = typename TableShape<kRow>::type;
+  using Loop = Mainloop<Engine<T, k.math, Shape, Major::kK, Major::kK>, Operand<T>, Operand<T>, k.fill == Fill::kAsync>;
+  static_assert(k.threads() == Shape::kThreads && k.smem_bytes(kDtype<T>) == sizeof(typename Loop::Smem));
+
+  TiledParams<T> t;
+  t.input = {operand_by_rows(p.input, p.batch, p.weights.input_size, Major::kK),
+             operand_by_rows(p.weights.weight_ih, p.weights.hidden_size, p.weights.input_size, Major::kK),
+             p.weights.input_size};
+  t.hx = {operand_by_rows(p.hx, p.batch, p.weights.hidden_size, Major::kK),
+          operand_by_rows(p.weights.weight_hh, p.weights.hidden_size, p.weights.hidden_size, Major::kK),
+          p.hx.data != nullptr ? p.weights.hidden_size : 0};
+  t.bias_ih = p.weights.bias_ih;
+  t.bias_hh = p.weights.bias_hh;
+  t.output = p.output;
+  t.batch = p.batch;
+  t.hidden_size = p.weights.hidden_size;
+  t.nonlinearity = p.weights.nonlinearity;
+  t.vector_stores = p.weights.hidden_size * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(p.output) % 16 == 0;
+  t.splits = plan.splits;
+  t.cluster = plan.reduction == Reduction::kCluster;
+  t.partials = static_cast<Accumulator<T>*>(workspace);
+  t.counters = counters;
+  const dim3 cluster(t.cluster ? static_cast<unsigned>(plan.splits) : 1);
+  return RNN_EXT_LAUNCH_CLUSTER((forward_tiled<T, Loop>), dim3(static_cast<unsigned>(plan.blocks)),
+                                dim3(Shape::kThreads), cluster,
+                                sizeof(typename Loop::Smem) - RNN_EXT_PLANTED(shared_memory_too_small), stream, t);
+}
+
+template <typename T, int... kRows>
+cudaError_t launch_tiled(std::integer_sequence<int, kRows...>, const ForwardParams<T>& p, const ForwardPlan& plan,
+                         void* workspace, uint32_t* counters, cudaStream_t stream) {
+  cudaError_t e = cudaErrorInvalidValue;
+  const auto try_row = [&](auto row) {
+    if constexpr (kTiledKernels[row()].takes(kDtype<T>)) {
+      if (plan.kernel == row()) e = launch_tiled_row<T, row()>(p, plan, workspace, counters, stream);
+    }
+  };
+  (try_row(std::integral_constant<int, kRows>()), ...);
+  return e;
+}
+
+template <typename T>
+cudaError_t launch_tiled(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
+                         cudaStream_t stream) {
+  return launch_tiled(std::make_integer_sequence<int, kNumTiledKernels>(), p, plan, workspace, counters, stream);
+}
+
+}  // namespace rnn_ext::cuda

@@ -1,3 +1,0 @@
-#include "forward_gemv.cuh"
-
-template cudaError_t rnn_ext::cuda::launch_gemv(const ForwardParams<float>&, const ForwardPlan&, cudaStream_t);

@@ -1,0 +1,404 @@
+#include "cuda/plan/cell_forward.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "cuda/plan/machine.h"
+
+namespace rnn_ext::cuda {
+namespace {
+
+// ---- the model ------------------------------------------------------------------------------------------------------
+//
+// A launch costs the ramp, and then as long as its busiest multiprocessor takes: for the blocks that it gets, one after
+// the other, the larger of what they compute, what they read from shared memory and what they read from L2, plus a
+// latency for every round of blocks that it holds at the same time.
+
+constexpr double kSpecialFunctions = 16;  // a clock: one tanh.approx or ex2 an element of the output
+
+// tcgen05 on sm_100, which no kernel here has: of the 2250 TFLOP/s in a B200's data sheet the library is reported to
+// reach 70 %; a clock and multiprocessor.
+constexpr double kLibraryFlops = 0.7 * 8690, kLibraryTf32Flops = kLibraryFlops / 2;
+
+constexpr double kWorkspaceSync = 1.6;  // µs: write, count, read back
+constexpr double kClusterBytes = 32;    // a clock: another block's shared memory
+
+// Bytes of shared memory that the engines read for one slice of the tile.
+double smem_traffic(const TiledKernel& k, Dtype dtype) {
+  if (k.math != Math::kSimt) {
+    return double(k.parts_m * k.parts_n) * (k.bm / k.parts_m + k.bn / k.parts_n) * k.bk * bytes_of(dtype);
+  }
+  // A warp has 4 by 8 threads' parts; the lanes that want the same word share one read.
+  const double warps = double(k.bm) * k.bn / (32 * k.parts_m * k.parts_n);
+  return warps * (4 * k.parts_m + 8 * k.parts_n) * k.bk * (dtype == Dtype::kDouble ? 8 : 4);
+}
+
+double tiled_microseconds(const TiledKernel& k, const ForwardCase& c, const Device& d, int splits,
+                          Reduction reduction) {
+  const Machine m = machine_of(d.compute_capability);
+  const int64_t tiles = ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn);
+  const int64_t slices = ceil_div(c.input_size, k.bk) + (c.hx ? ceil_div(c.hidden_size, k.bk) : 0);
+  const double block_slices = double(ceil_div(slices, splits));
+  const double size = bytes_of(c.dtype);
+  // A tile's rows beyond the batch are multiplied, but not read.
+  const double rows = double(std::min<int64_t>(k.bm, c.batch)),
+               columns = double(std::min<int64_t>(k.bn, c.hidden_size));
+  const double narrow = c.vector_bytes >= 16 ? 1 : c.vector_bytes == 8 ? 1.2 : 1.5;
+  const double flops = 2.0 * k.bm * k.bn * k.bk / compute_flops(m, k.math, c.dtype) *
+                       (k.math == Math::kSimt && size <= 4 ? simt_instructions(k.bm, k.bn, k.parts_m, k.parts_n) : 1);
+  const double smem = smem_traffic(k, c.dtype) / kSmemBytes;
+  const double l2 = (rows + columns) * k.bk * size * narrow / m.l2_bytes;
+  const int64_t blocks = tiles * splits, per_sm = ceil_div(blocks, d.multiprocessors);
+  const int resident = std::max(1, std::min(k.blocks_per_sm, int(d.smem_per_block / k.smem_bytes(c.dtype))));
+  const double rounds = double(ceil_div(per_sm, resident));
+  // Through registers, a slice is one round trip to L2, which only other blocks of the multiprocessor hide.
+  const double trip = k.fill == Fill::kStaged ? kTripClocks / double(std::min<int64_t>(per_sm, resident)) : 0;
+  double clocks = per_sm * block_slices * std::max({flops, smem, l2, trip});
+  clocks = std::max(clocks, blocks * block_slices * (rows + columns) * k.bk * size / m.l2_total_bytes);
+  const double epilogue = 2.0 * k.bm * k.bn * (size < 8 ? 4 : 8) * k.slices / kSmemBytes;  // written and read back
+  clocks += per_sm * epilogue;
+  double us = kRamp + rounds * (kLatency + kRound);
+  const double partial = rows * columns * (size < 8 ? 4 : 8);
+  if (reduction == Reduction::kCluster) {
+    us += kClusterSync;
+    clocks += per_sm * partial / kClusterBytes;
+  } else if (reduction == Reduction::kWorkspace) {
+    us += kWorkspaceSync;
+    clocks += per_sm * partial / m.l2_bytes + partial * splits / m.l2_bytes;
+  }
+  return us + clocks / (m.ghz * 1e3);
+}
+
+// Tiles of as many rows as a cluster has blocks for.
+int64_t wgmma_tiles(const WgmmaKernel& k, const ForwardCase& c) {
+  return ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn);
+}
+
+// How many run at the same time. (Of clusters of 8, an H100 should hold 16: its multiprocessors come in groups of 16
+// and more that a cluster does not leave.)
+int64_t wgmma_clusters(const WgmmaKernel& k, const ForwardCase& c, const Device& d, int splits) {
+  return std::max<int64_t>(1, std::min<int64_t>(wgmma_tiles(k, c), d.multiprocessors / (k.cluster * splits)));
+}
+
+int64_t wgmma_k_tiles(const ForwardCase& c) {
+  const int64_t bk = 128 / bytes_of(c.dtype);
+  return ceil_div(c.input_size, bk) + (c.hx ? ceil_div(c.hidden_size, bk) : 0);
+}
+
+double wgmma_microseconds(const WgmmaKernel& k, const ForwardCase& c, const Device& d, int splits) {
+  const Machine m = machine_of(d.compute_capability);
+  const double size = bytes_of(c.dtype), bk = 128 / size;
+  const int64_t tiles = wgmma_tiles(k, c);
+  const double rounds = double(ceil_div(tiles, wgmma_clusters(k, c, d, splits)));
+  const double k_tiles = double(ceil_div(wgmma_k_tiles(c), splits));
+  const double rows = double(std::min<int64_t>(k.bm, c.batch)),
+               columns = double(std::min<int64_t>(k.bn, c.hidden_size)) / k.cluster;
+  const double bytes = (rows + columns) * bk * size;
+  double clocks = rounds * k_tiles * std::max(wgmma_clocks(k.bn, k.math), bytes / m.l2_bytes);
+  clocks = std::max(clocks, double(tiles * k.cluster * splits) * k_tiles * bytes / m.l2_total_bytes);
+  // Through shared memory once each way, while the tensor cores wait.
+  clocks += rounds * k.bm * k.bn / splits * (1 / kSpecialFunctions + 2 * size / kSmemBytes);
+  double us = kRamp + kTensorMapFill + kLatency + kRound + (k.cluster > 1 ? kClusterSync : 0);
+  if (splits > 1) {
+    us += 2 * kClusterSync;
+    clocks += rounds * k.bm * k.bn * 4 * (1 / kSmemBytes + (splits - 1.0) / splits / kClusterBytes);
+  }
+  return us + clocks / (m.ghz * 1e3);
+}
+
+// In tiles of 128 x 256: small ones may be less of a loss than that, but it is large shapes that the choice is about.
+double library_microseconds(const ForwardCase& c, const Device& d) {
+  const Machine m = machine_of(d.compute_capability);
+  const double depth = double(c.input_size) + (c.hx ? double(c.hidden_size) : 0), size = bytes_of(c.dtype);
+  const double outputs = double(c.batch) * double(c.hidden_size), products = c.hx ? 2 : 1;
+  const double rounds = double(ceil_div(ceil_div(c.batch, 128) * ceil_div(c.hidden_size, 256), d.multiprocessors));
+  const double flops = rounds * 2 * 128 * 256 * depth / (size == 2 ? kLibraryFlops : kLibraryTf32Flops);
+  const double bytes = outputs * (2 * products * 4 + size);  // written, and read again
+  return (products + 1) * (kRamp + kLatency + kRound) + (flops + bytes / m.l2_total_bytes) / (m.ghz * 1e3);
+}
+
+double gemv_microseconds(const ForwardCase& c, const Device& d, int64_t blocks) {
+  const Machine m = machine_of(d.compute_capability);
+  const int batch = gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16), rows = gemv_rows(batch, c.dtype);
+  const double depth = double(c.input_size) + (c.hx ? double(c.hidden_size) : 0), size = bytes_of(c.dtype);
+  const double weights = depth * double(c.hidden_size);
+  const double per_sm = weights * double(ceil_div(blocks, d.multiprocessors)) / double(blocks);
+  const double flops = 2.0 * per_sm * batch / (0.7 * (c.dtype == Dtype::kDouble ? m.fp64_flops : m.fp32_flops)) +
+                       (size == 2 ? per_sm * (rows + batch) / rows / 64 : 0);  // conversions to fp32
+  const double l1 = per_sm * batch / rows * size / kSmemBytes;                 // x and h
+  double clocks = std::max({flops, l1, per_sm * size / m.l2_bytes, weights * size / m.l2_total_bytes});
+  if (c.vector_bytes < 16) clocks = std::max(clocks, per_sm * (1 + double(batch) / rows) / 16);  // a load an element
+  return kRamp + kLatency + kRound + clocks / (m.ghz * 1e3);
+}
+
+// ---- the candidates -------------------------------------------------------------------------------------------------
+
+constexpr const char* kNoTf32 = "PyTorch's setting for matmul does not allow tf32";
+
+// Why a kernel can't take the case; empty if it can.
+std::string why_not_gemv(const ForwardCase& c) {
+  const int most = gemv_max_batch(c.dtype);
+  return c.batch <= most ? ""
+                         : "it takes batches of up to " + std::to_string(most) + ", not " + std::to_string(c.batch);
+}
+
+std::string why_not_tiled(const TiledKernel& k, const ForwardCase& c, const Device& d) {
+  if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
+  if (d.compute_capability < k.first_sm || d.compute_capability > k.last_sm ||
+      (c.dtype == Dtype::kBFloat16 && k.math == Math::kTensorCore && d.compute_capability < 80)) {
+    return not_for(d.compute_capability);
+  }
+  if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
+  if (k.fill == Fill::kAsync && bytes_of(c.dtype) == 2 && c.vector_bytes < 4) {
+    return "its copies need 16-bit operands with unit stride along K and 4-byte aligned rows";
+  }
+  if (k.smem_bytes(c.dtype) > d.smem_per_block) return "it needs more shared memory than this GPU has";
+  return "";
+}
+
+std::string why_not_wgmma(const WgmmaKernel& k, const ForwardCase& c, const Device& d) {
+  if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
+  if (const std::string why = why_no_wgmma(d, c.tensor_maps); !why.empty()) return why;
+  if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
+  if (k.math == Math::kSplitTf32 && !c.split_tf32) return "RNN_EXT_3XTF32=0 forbids it";
+  if (wgmma_tiles(k, c) > INT32_MAX / 16) return "there are more tiles than it counts";
+  return "";
+}
+
+std::string why_not_split(const WgmmaKernel& k, const ForwardCase& c, int splits) {
+  if (splits == 1) return "";
+  if (splits > k.most_splits || (splits & (splits - 1)) != 0) {
+    return k.most_splits == 1 ? std::string(k.name) + " does not split K over blocks"
+                              : std::string(k.name) + " splits K in 2 or 4, not " + std::to_string(splits);
+  }
+  if (wgmma_k_tiles(c) < splits) {
+    return "K can't be split in " + std::to_string(splits) + ": it has " + std::to_string(wgmma_k_tiles(c)) + " slices";
+  }
+  return "";
+}
+
+// Why it is left to RNN_EXT_KERNEL to ask for a kernel that can take the case.
+std::string why_only_forced(const WgmmaKernel& k, const ForwardCase& c) {
+  if (k.math == Math::kSplitTf32 && c.input_size + (c.hx ? c.hidden_size : 0) < kMin3xTf32Depth) {
+    return "sums of fewer than " + std::to_string(kMin3xTf32Depth) + " products are more accurate in fp32";
+  }
+  return "";
+}
+
+// It can take everything. But where its GEMMs are made of the instructions that ours have, two of them and a third
+// launch are no gain that could be told without measuring: it is chosen where tensor cores have another, faster
+// instruction. Its sums pass from launch to launch in fp32; in 16 bits they would be rounded twice.
+std::string why_only_forced_library(const ForwardCase& c, const Device& d) {
+  const bool tensor_cores = bytes_of(c.dtype) == 2 || (c.dtype == Dtype::kFloat && c.tf32);
+  const bool has_tcgen05 = d.compute_capability >= 100 && d.compute_capability < 110;
+  return tensor_cores && has_tcgen05 ? "" : "it has no instructions for this that the kernels here lack";
+}
+
+ForwardPlan plan_library(const ForwardCase& c, const Device& d) {
+  ForwardPlan plan;
+  plan.family = ForwardPlan::Family::kLibrary;
+  plan.workspace_bytes = (c.hx ? 2 : 1) * c.batch * c.hidden_size * (c.dtype == Dtype::kDouble ? 8 : 4);
+  plan.microseconds = library_microseconds(c, d);
+  return plan;
+}
+
+ForwardPlan plan_gemv(const ForwardCase& c, const Device& d) {
+  const bool vectors = c.vector_bytes >= 16;
+  const int rows = gemv_rows(gemv_batch(c.batch, c.dtype, vectors), c.dtype);
+  const int64_t depth = c.input_size + (c.hx ? c.hidden_size : 0), row_groups = ceil_div(c.hidden_size, rows);
+  const int64_t loads = vectors ? depth * bytes_of(c.dtype) / 16 : depth;
+  ForwardPlan plan;
+  // More warps on a row until every multiprocessor has a block, as long as each lane still has a load.
+  while (plan.warps_per_row < kGemvWarps && row_groups * plan.warps_per_row < int64_t{kGemvWarps} * d.multiprocessors &&
+         loads > 32 * plan.warps_per_row) {
+    plan.warps_per_row *= 2;
+  }
+  plan.blocks = ceil_div(row_groups, kGemvWarps / plan.warps_per_row);
+  // Only where it is sure that the kernel was compiled with the wait: code for an older architecture has none.
+  plan.early = d.compute_capability == 90 && has_wgmma_code();
+  plan.microseconds = gemv_microseconds(c, d, plan.blocks);
+  return plan;
+}
+
+ForwardPlan plan_tiled(int index, const ForwardCase& c, const Device& d, int splits, bool workspace) {
+  const TiledKernel& k = kTiledKernels[index];
+  const int64_t tiles = ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn);
+  ForwardPlan plan;
+  plan.family = ForwardPlan::Family::kTiled;
+  plan.kernel = index;
+  plan.splits = splits;
+  plan.blocks = tiles * splits;
+  if (splits > 1) plan.reduction = workspace ? Reduction::kWorkspace : Reduction::kCluster;
+  if (plan.reduction == Reduction::kWorkspace) {
+    plan.workspace_bytes = plan.blocks * k.bm * k.bn * (c.dtype == Dtype::kDouble ? 8 : 4);
+  }
+  plan.microseconds = tiled_microseconds(k, c, d, splits, plan.reduction);
+  return plan;
+}
+
+ForwardPlan plan_wgmma(int index, const ForwardCase& c, const Device& d, int splits) {
+  const WgmmaKernel& k = kWgmmaKernels[index];
+  ForwardPlan plan;
+  plan.family = ForwardPlan::Family::kWgmma;
+  plan.kernel = index;
+  plan.splits = splits;
+  // A cluster that splits K has one tile alone.
+  plan.blocks = (splits > 1 ? wgmma_tiles(k, c) : wgmma_clusters(k, c, d, 1)) * k.cluster * splits;
+  if (splits > 1) plan.reduction = Reduction::kCluster;
+  plan.microseconds = wgmma_microseconds(k, c, d, splits);
+  return plan;
+}
+
+constexpr int kMaxSplits = 8;  // what a cluster may have on every GPU with clusters
+
+std::string why_not_split(const ForwardPlan& plan, const ForwardCase& c, const Device& d) {
+  const TiledKernel& k = kTiledKernels[plan.kernel];
+  const int64_t slices = ceil_div(c.input_size, k.bk) + (c.hx ? ceil_div(c.hidden_size, k.bk) : 0);
+  if (plan.blocks > INT32_MAX) return "it would need more blocks than a grid has";
+  if (plan.splits == 1) return "";
+  if (plan.splits > std::min<int64_t>(kMaxSplits, slices)) {
+    return "K can't be split in " + std::to_string(plan.splits) + ": it has " + std::to_string(slices) +
+           " slices, and at most " + std::to_string(kMaxSplits) + " blocks share a tile";
+  }
+  if (plan.reduction == Reduction::kCluster) return d.compute_capability >= 90 ? "" : "this GPU has no clusters";
+  if (plan.blocks / plan.splits > kMaxCounters) return "there are more tiles than counters";
+  return "";
+}
+
+// All that could run, or, with why_not filled in, that have this dtype and could not.
+std::vector<Candidate<ForwardPlan>> candidates(const ForwardCase& c, const Device& d) {
+  std::vector<Candidate<ForwardPlan>> all = {{plan_gemv(c, d), why_not_gemv(c)}};
+  for (int i = 0; i < kNumTiledKernels; ++i) {
+    if (!kTiledKernels[i].takes(c.dtype)) continue;
+    if (const std::string why = why_not_tiled(kTiledKernels[i], c, d); !why.empty()) {
+      all.push_back({plan_tiled(i, c, d, 1, false), why});
+      continue;
+    }
+    for (int splits = 1; splits <= kMaxSplits; splits *= 2) {
+      // Through global memory only where there are no clusters, which are faster.
+      const ForwardPlan plan = plan_tiled(i, c, d, splits, d.compute_capability < 90);
+      const std::string why = why_not_split(plan, c, d);
+      if (splits == 1 || why.empty()) all.push_back({plan, why});
+    }
+  }
+  for (int i = 0; i < kNumWgmmaKernels; ++i) {
+    if (!kWgmmaKernels[i].takes(c.dtype)) continue;
+    const std::string why = why_not_wgmma(kWgmmaKernels[i], c, d);
+    all.push_back({plan_wgmma(i, c, d, 1), why.empty() ? why_only_forced(kWgmmaKernels[i], c) : why});
+    for (int splits = 2; splits <= kWgmmaKernels[i].most_splits; splits *= 2) {
+      const ForwardPlan plan = plan_wgmma(i, c, d, splits);  // only to fill multiprocessors that have no tile
+      const bool fits = plan.blocks <= d.multiprocessors && why_not_split(kWgmmaKernels[i], c, splits).empty();
+      if (why.empty() && fits) all.push_back({plan, ""});
+    }
+  }
+  all.push_back({plan_library(c, d), why_only_forced_library(c, d)});
+  return all;
+}
+
+ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const char* forced) {
+  const std::string text = forced, name = text.substr(0, text.find(':'));
+  const auto fail = [&](const std::string& why) { throw std::invalid_argument("RNN_EXT_KERNEL=" + text + ": " + why); };
+  int splits = 1;
+  bool workspace = false;
+  if (name.size() < text.size()) {
+    char* end = nullptr;
+    splits = static_cast<int>(std::strtol(text.c_str() + name.size() + 1, &end, 10));
+    workspace = std::strcmp(end, ":workspace") == 0;
+    if (splits < 1 || (*end != '\0' && !workspace)) fail("expected NAME, NAME:SPLITS or NAME:SPLITS:workspace");
+  }
+  if (name == "gemv") {
+    if (splits > 1) fail("gemv does not split K over blocks");
+    if (const std::string why = why_not_gemv(c); !why.empty()) fail(why);
+    return plan_gemv(c, d);
+  }
+  if (name == "library") {
+    if (splits > 1) fail("the library does not split K over blocks");
+    return plan_library(c, d);
+  }
+  for (int i = 0; i < kNumWgmmaKernels; ++i) {
+    if (name != kWgmmaKernels[i].name) continue;
+    if (workspace) fail(name + " splits K over the blocks of a cluster alone");
+    if (const std::string why = why_not_split(kWgmmaKernels[i], c, splits); !why.empty()) fail(why);
+    if (const std::string why = why_not_wgmma(kWgmmaKernels[i], c, d); !why.empty()) fail(why);
+    return plan_wgmma(i, c, d, splits);
+  }
+  std::string why;
+  for (int i = 0; i < kNumTiledKernels; ++i) {
+    if (name != kTiledKernels[i].name) continue;
+    const std::string reason = why_not_tiled(kTiledKernels[i], c, d);
+    // Of the rows with this name, the reason that counts is that of the one for this dtype.
+    if (why.empty() || kTiledKernels[i].takes(c.dtype)) why = reason;
+    if (!reason.empty()) continue;
+    const ForwardPlan plan = plan_tiled(i, c, d, splits, workspace || d.compute_capability < 90);
+    if (const std::string split = why_not_split(plan, c, d); !split.empty()) fail(split);
+    return plan;
+  }
+  if (why.empty()) {
+    std::string names = "gemv";
+    for (const TiledKernel& k : kTiledKernels) {
+      if (names.find(k.name) == std::string::npos) names += std::string(", ") + k.name;
+    }
+    for (const WgmmaKernel& k : kWgmmaKernels) names += std::string(", ") + k.name;
+    names += ", library";
+    fail("there is no such kernel; there are " + names);
+  }
+  fail(why);
+  return {};
+}
+
+const char* name_of(Reduction r) {
+  return r == Reduction::kCluster ? " as a cluster" : r == Reduction::kWorkspace ? " through global memory" : "";
+}
+
+std::string describe(const ForwardPlan& plan, const ForwardCase& c) {
+  char text[200];
+  if (plan.family == ForwardPlan::Family::kLibrary) {
+    std::snprintf(text, sizeof text, "%d launches", c.hx ? 3 : 2);
+  } else if (plan.family == ForwardPlan::Family::kWgmma) {
+    const WgmmaKernel& k = kWgmmaKernels[plan.kernel];
+    std::snprintf(text, sizeof text, "%6lld blocks of 384 threads in clusters of %d, %lld tiles, K split in %d",
+                  static_cast<long long>(plan.blocks), k.cluster * plan.splits,
+                  static_cast<long long>(ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn)), plan.splits);
+  } else if (plan.family == ForwardPlan::Family::kGemv) {
+    std::snprintf(text, sizeof text, "%6lld blocks, %d rows of the weights a warp group of %d",
+                  static_cast<long long>(plan.blocks),
+                  gemv_rows(gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16), c.dtype), plan.warps_per_row);
+  } else {
+    const TiledKernel& k = kTiledKernels[plan.kernel];
+    std::snprintf(text, sizeof text, "%6lld blocks of %d threads, K split in %d%s", static_cast<long long>(plan.blocks),
+                  k.threads(), plan.splits, name_of(plan.reduction));
+  }
+  return text;
+}
+
+}  // namespace
+
+bool allows_split_tf32(const char* variable) {
+  const std::string text = variable != nullptr ? variable : "";
+  if (text.empty() || text == "1") return true;
+  if (text == "0") return false;
+  throw std::invalid_argument("RNN_EXT_3XTF32 must be 0, 1 or unset, got " + text);
+}
+
+ForwardPlan plan_forward(const ForwardCase& c, const Device& device, const char* forced) {
+  if (forced != nullptr && *forced != '\0') return plan_forced(c, device, forced);
+  const std::vector<Candidate<ForwardPlan>> all = candidates(c, device);
+  const ForwardPlan* const best = best_of(all);
+  if (best == nullptr)
+    throw std::invalid_argument("rnn_cell: the batch or hidden size needs more blocks than a grid has");
+  return *best;
+}
+
+std::string explain_forward(const ForwardCase& c, const Device& device, const char* forced) {
+  const double depth = double(c.input_size) + (c.hx ? double(c.hidden_size) : 0);
+  const double flops = 2.0 * double(c.batch) * double(c.hidden_size) * depth;
+  const double bytes = bytes_of(c.dtype) * (depth * double(c.hidden_size + c.batch) + double(c.batch * c.hidden_size));
+  return report("forward", flops, bytes, device, plan_forward(c, device, forced), forced != nullptr && *forced != '\0',
+                candidates(c, device), [&](const ForwardPlan& plan) { return describe(plan, c); });
+}
+
+}  // namespace rnn_ext::cuda
