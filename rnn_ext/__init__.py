@@ -15,7 +15,7 @@ from . import _C, _integrations, ops  # noqa: F401
 from ._version import __version__
 from .autograd import RNNCellFunction
 from .convert import convert_rnn_cells
-from .functional import rnn_cell
+from .functional import rnn_cell, rnn_layer
 from .modules import LazyRNNCell, RNNCell
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "is_cuda_built",
     "ops",
     "rnn_cell",
+    "rnn_layer",
 ]
 
 

@@ -22,7 +22,7 @@ from rnn_ext.__main__ import GPUS
 
 ROOT = Path(__file__).parents[1]
 
-API = {"RNNCell", "LazyRNNCell", "rnn_cell", "RNNCellFunction", "convert_rnn_cells", "is_cuda_built"}
+API = {"RNNCell", "LazyRNNCell", "rnn_cell", "rnn_layer", "RNNCellFunction", "convert_rnn_cells", "is_cuda_built"}
 
 
 def test_every_public_name_is_exported_and_documented():
@@ -37,6 +37,11 @@ def test_every_public_name_is_exported_and_documented():
         (rnn_ext.RNNCell, "input_size, hidden_size, bias=True, nonlinearity='tanh', device=None, dtype=None"),
         (rnn_ext.LazyRNNCell, "hidden_size, bias=True, nonlinearity='tanh', device=None, dtype=None"),
         (rnn_ext.rnn_cell, "input, hx, weight_ih, weight_hh, bias_ih=None, bias_hh=None, nonlinearity='tanh'"),
+        (
+            rnn_ext.rnn_layer,
+            "input, hx, weight_ih, weight_hh, bias_ih=None, bias_hh=None, nonlinearity='tanh', "
+            "reverse=False, lengths=None, batch_first=False",
+        ),
     ],
 )
 def test_signatures_are_the_promised_ones(f, parameters):

@@ -74,7 +74,14 @@ def test_mypy_strict_accepts_uses_and_reports_misuses(tmp_path, pytestconfig):
 
 # Documentation
 
-PUBLIC = (rnn_ext.RNNCell, rnn_ext.LazyRNNCell, rnn_ext.rnn_cell, rnn_ext.RNNCellFunction, rnn_ext.convert_rnn_cells)
+PUBLIC = (
+    rnn_ext.RNNCell,
+    rnn_ext.LazyRNNCell,
+    rnn_ext.rnn_cell,
+    rnn_ext.rnn_layer,
+    rnn_ext.RNNCellFunction,
+    rnn_ext.convert_rnn_cells,
+)
 
 
 @pytest.mark.parametrize("item", PUBLIC, ids=lambda item: item.__name__)
