@@ -17,8 +17,11 @@ from .autograd import RNNCellFunction
 from .convert import convert_rnn_cells
 from .functional import rnn_cell, rnn_layer
 from .modules import LazyRNNCell, RNNCell
+from .rnn import RNN, ElmanNetwork
 
 __all__ = [
+    "RNN",
+    "ElmanNetwork",
     "LazyRNNCell",
     "RNNCell",
     "RNNCellFunction",

@@ -243,17 +243,21 @@ def rnn_layer(
 
     packed, states = rows.pack(input), rows.sort(hx)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    if _whole_takes(packed, bias_ih, bias_hh, nonlinearity) and rows.sizes:
+    if _whole_takes(bias_ih, bias_hh, nonlinearity) and rows.sizes:
         output, h_n = _in_whole(packed, rows, states, *weights, nonlinearity)
     else:
         output, h_n = _in_parts(packed, rows.sizes, states, *weights, nonlinearity)
     return rows.unpack(output), rows.unsort(h_n)
 
 
-def _whole_takes(input: Tensor, bias_ih: Tensor | None, bias_hh: Tensor | None, nonlinearity: str) -> bool:
-    """Whether ATen's own layer, which cuDNN may run, computes this. It has no rule for vmap, and cuDNN no tangents."""
-    transformed = torch._C._are_functorch_transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0
-    return nonlinearity in ("tanh", "relu") and (bias_ih is None) == (bias_hh is None) and not transformed
+def _whole_takes(bias_ih: Tensor | None, bias_hh: Tensor | None, nonlinearity: str) -> bool:
+    """Whether ATen's own layer, which cuDNN may run, computes this."""
+    return nonlinearity in ("tanh", "relu") and (bias_ih is None) == (bias_hh is None) and not transforms_active()
+
+
+def transforms_active() -> bool:
+    """functorch's, for which ATen's layers have no rule; or forward-mode AD, for which cuDNN has none."""
+    return torch._C._are_functorch_transforms_active() or getattr(forward_ad, "_current_level", 0) >= 0
 
 
 def _in_whole(

@@ -22,7 +22,17 @@ from rnn_ext.__main__ import GPUS
 
 ROOT = Path(__file__).parents[1]
 
-API = {"RNNCell", "LazyRNNCell", "rnn_cell", "rnn_layer", "RNNCellFunction", "convert_rnn_cells", "is_cuda_built"}
+API = {
+    "RNN",
+    "RNNCell",
+    "LazyRNNCell",
+    "ElmanNetwork",
+    "rnn_cell",
+    "rnn_layer",
+    "RNNCellFunction",
+    "convert_rnn_cells",
+    "is_cuda_built",
+}
 
 
 def test_every_public_name_is_exported_and_documented():
@@ -42,6 +52,16 @@ def test_every_public_name_is_exported_and_documented():
             "input, hx, weight_ih, weight_hh, bias_ih=None, bias_hh=None, nonlinearity='tanh', "
             "reverse=False, lengths=None, batch_first=False",
         ),
+        (
+            rnn_ext.RNN,
+            "input_size, hidden_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, dropout=0.0, "
+            "bidirectional=False, device=None, dtype=None, **kwargs",
+        ),
+        (
+            rnn_ext.ElmanNetwork,
+            "input_size, hidden_size, output_size, num_layers=1, nonlinearity='tanh', bias=True, batch_first=False, "
+            "dropout=0.0, bidirectional=False, readout_bias=False, device=None, dtype=None",
+        ),
     ],
 )
 def test_signatures_are_the_promised_ones(f, parameters):
@@ -51,6 +71,7 @@ def test_signatures_are_the_promised_ones(f, parameters):
 
 def test_the_class_relations_are_the_promised_ones():
     assert issubclass(rnn_ext.RNNCell, nn.RNNCell)
+    assert issubclass(rnn_ext.RNN, nn.RNN)
     assert issubclass(rnn_ext.LazyRNNCell, rnn_ext.RNNCell)
     assert issubclass(rnn_ext.RNNCellFunction, torch.autograd.Function)
 

@@ -75,6 +75,8 @@ def test_mypy_strict_accepts_uses_and_reports_misuses(tmp_path, pytestconfig):
 # Documentation
 
 PUBLIC = (
+    rnn_ext.RNN,
+    rnn_ext.ElmanNetwork,
     rnn_ext.RNNCell,
     rnn_ext.LazyRNNCell,
     rnn_ext.rnn_cell,
