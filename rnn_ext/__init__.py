@@ -1,6 +1,6 @@
-"""A fused Elman RNN cell for PyTorch: a drop-in for torch.nn.RNNCell, one kernel launch a step.
+"""Fused Elman RNNs for PyTorch: drop-ins for torch.nn.RNNCell, one kernel launch a step, and for torch.nn.RNN.
 
-See :class:`RNNCell`, :func:`rnn_cell` and :func:`convert_rnn_cells`; ``python -m rnn_ext`` tells what was built.
+See :class:`RNNCell`, :class:`RNN` and :func:`convert`; ``python -m rnn_ext`` tells what was built.
 """
 
 from pathlib import Path as _Path
@@ -14,7 +14,7 @@ _check_build(_Path(__file__).parent, _torch.__version__, _torch.version.cuda)
 from . import _C, _integrations, ops  # noqa: F401
 from ._version import __version__
 from .autograd import RNNCellFunction
-from .convert import convert_rnn_cells
+from .conversion import convert
 from .functional import rnn_cell, rnn_layer
 from .modules import LazyRNNCell, RNNCell
 from .rnn import RNN, ElmanNetwork
@@ -26,7 +26,7 @@ __all__ = [
     "RNNCell",
     "RNNCellFunction",
     "__version__",
-    "convert_rnn_cells",
+    "convert",
     "is_cuda_built",
     "ops",
     "rnn_cell",

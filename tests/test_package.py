@@ -30,7 +30,7 @@ API = {
     "rnn_cell",
     "rnn_layer",
     "RNNCellFunction",
-    "convert_rnn_cells",
+    "convert",
     "is_cuda_built",
 }
 

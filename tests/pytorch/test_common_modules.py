@@ -90,7 +90,7 @@ def test_the_factory_arguments_reach_every_parameter(info, device):
 
 def test_repr_and_str_work(info):
     for sample in samples(info, "cpu", torch.float32):
-        assert repr(sample.cell) == str(sample.cell) == str(rnn_ext.convert_rnn_cells(sample.cell, inverse=True))
+        assert repr(sample.cell) == str(sample.cell) == str(rnn_ext.convert(sample.cell, inverse=True))
 
 
 @every_mode

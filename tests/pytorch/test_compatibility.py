@@ -88,8 +88,8 @@ ROWS = {
         "pytorch/test_common_modules.py": ["forward_equals_the_samples_reference_and_nn_rnncell"],
     },
     "conversion": {
-        "pytorch/test_convert.py": [
-            "conversion_reaches_every_cell_and_only_cells",
+        "pytorch/test_conversion.py": [
+            "conversion_reaches_every_cell_and_rnn_and_nothing_else",
             "conversion_keeps_hooks_flags_and_attributes",
             "conversion_keeps_parametrizations",
             "the_inverse_undoes_the_conversion",

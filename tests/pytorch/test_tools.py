@@ -35,13 +35,18 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.cell = rnn_ext.RNNCell(10, 20, bias=False, nonlinearity="relu", device="cpu", dtype=torch.float32)
+        self.rnn = rnn_ext.RNN(10, 20, 2, "relu", dropout=0.1, bidirectional=True, dtype=torch.float32)
+        self.network = rnn_ext.ElmanNetwork(10, 20, 5, batch_first=True)
         self.lazy = rnn_ext.LazyRNNCell(20, dtype=torch.float64)
 
     def forward(self, x: Tensor, hx: Tensor | None = None) -> Tensor:
         return rnn_ext.rnn_cell(x, hx, self.cell.weight_ih, self.cell.weight_hh, None, bias_hh=self.cell.bias_hh)
 
 
-model: Model = rnn_ext.convert_rnn_cells(Model(), inverse=True)
+rnn: nn.RNN = Model().rnn
+output, h_n = Model().network(torch.zeros(2, 3, 10), lengths=[1, 2])
+output, h_n = rnn_ext.rnn_layer(torch.zeros(2, 3, 4), None, torch.zeros(5, 4), torch.zeros(5, 5), lengths=[2, 1, 0])
+model: Model = rnn_ext.convert(Model(), inverse=True)
 cell: nn.RNNCell = rnn_ext.LazyRNNCell(5)
 size: int = rnn_ext.RNNCell(4, 5).input_size
 built: bool = rnn_ext.is_cuda_built()
@@ -51,7 +56,7 @@ reveal_type(rnn_ext.rnn_cell(torch.zeros(4), None, cell.weight_ih, cell.weight_h
 MISUSE = {
     "arg-type": "rnn_ext.RNNCell('4', 5)",
     "call-arg": "rnn_ext.LazyRNNCell()",
-    "assignment": "wrong: int = rnn_ext.convert_rnn_cells(Model())",
+    "assignment": "wrong: int = rnn_ext.convert(Model())",
     "attr-defined": "rnn_ext.no_such_name",
 }
 
@@ -82,7 +87,7 @@ PUBLIC = (
     rnn_ext.rnn_cell,
     rnn_ext.rnn_layer,
     rnn_ext.RNNCellFunction,
-    rnn_ext.convert_rnn_cells,
+    rnn_ext.convert,
 )
 
 
