@@ -9,6 +9,7 @@ import importlib.abc
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,14 @@ import torch
 from torch._decomp import register_decomposition
 
 from . import _aten, functional
+
+# The operators by ATen's.
+_FORMULAS: dict[str, Callable[..., Any]] = {
+    "rnn_cell": _aten.rnn_cell_in_parts,
+    "rnn_cell_backward": _aten.rnn_cell_backward,
+}
+if hasattr(torch.ops.rnn_ext, "rnn_layer"):
+    _FORMULAS |= {"rnn_layer": _aten.rnn_layer, "rnn_layer_backward": _aten.rnn_layer_backward}
 
 _log = logging.getLogger(__name__)
 _registrations: dict[str, Callable[[], None]] = {}
@@ -101,6 +110,25 @@ def _register_flops() -> None:
         products = (mask[0], input_size), (mask[1], hidden_size), (mask[2], input_size), (mask[3] and hx, hidden_size)
         return sum(2 * rows_by_hidden_size * columns for asked, columns in products if asked)
 
+    if not hasattr(torch.ops.rnn_ext, "rnn_layer"):
+        return
+
+    @register_flop_formula(torch.ops.rnn_ext.rnn_layer)
+    def layer_forward(input: Any, hx: Any, weight_ih: Any, weight_hh: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+        rows_by_hidden_size: int = out_shape[0].numel()
+        of_states: int = rows_by_hidden_size - (0 if hx else out_shape[1].numel())
+        return int(2 * (rows_by_hidden_size * weight_ih[1] + of_states * weight_hh[1]))
+
+    @register_flop_formula(torch.ops.rnn_ext.rnn_layer_backward)
+    def layer_backward(
+        grad_output: Any, grad_h_n: Any, output: Any, input: Any, hx: Any, weight_ih: Any, weight_hh: Any,
+        nonlinearity: Any, mask: Any, *_: Any, **__: Any,
+    ) -> int:  # fmt: skip
+        rows_by_hidden_size: int = output.numel()
+        input_size: int = (weight_ih or input or (0,))[-1]
+        columns: int = (mask[0] + mask[2]) * input_size + (1 + mask[3]) * output[-1]  # dz U runs through the steps
+        return 2 * rows_by_hidden_size * columns
+
 
 @_once_imported("torch.distributed.tensor")
 def _register_sharding() -> None:
@@ -146,15 +174,36 @@ def _register_fallbacks() -> None:
     """Inductor calls the operators as they are. Where CI is set, it must be told: they have decompositions, too."""
     from torch._inductor.lowering import FALLBACK_ALLOW_LIST
 
-    FALLBACK_ALLOW_LIST.update(["rnn_ext::rnn_cell", "rnn_ext::rnn_cell_backward"])
+    FALLBACK_ALLOW_LIST.update(f"rnn_ext::{name}" for name in _FORMULAS)
+
+
+@_once_imported("torch._dynamo.variables.builder")
+def _register_rnn() -> None:
+    """Dynamo breaks the graph at any nn.RNN, since it would unroll it. Ours is a call of an operator for each layer.
+
+    The setting that says so is for all models: it is set for as long as Dynamo looks at an RNN of ours.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.variables.builder import VariableBuilder
+
+    from .rnn import RNN
+
+    wrap_module: Any = VariableBuilder.wrap_module
+
+    @wraps(wrap_module)
+    def wrap_ours_too(self: Any, value: Any) -> Any:
+        if not isinstance(value, RNN):
+            return wrap_module(self, value)
+        with config.patch(allow_rnn=True):
+            return wrap_module(self, value)
+
+    VariableBuilder.wrap_module = wrap_ours_too  # type: ignore[method-assign]
 
 
 def _register_decompositions() -> None:
     """For what knows ATen alone, as the exporter to ONNX does. Inductor asks for the operators that it decomposes."""
-    for op, formula in (
-        (torch.ops.rnn_ext.rnn_cell, _aten.rnn_cell_in_parts),
-        (torch.ops.rnn_ext.rnn_cell_backward, _aten.rnn_cell_backward),
-    ):
+    for name, formula in _FORMULAS.items():
+        op = getattr(torch.ops.rnn_ext, name)
         register_decomposition(op)(formula)
         # Else fake tensors of symbolic sizes would run the formula in place of the Meta kernels, which know our errors.
         register_decomposition(op, type="meta")(formula)

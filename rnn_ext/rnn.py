@@ -140,6 +140,9 @@ class RNN(nn.RNN):
             if hx is not None:
                 state = hx if sorted_indices is None else hx.index_select(1, sorted_indices)
                 batch = state.size(1) if compiling else int(batch_sizes[0])  # there the operator looks
+            elif compiling and sorted_indices is not None:  # the operator's h_n needs a size that is known
+                batch = sorted_indices.size(0)
+                state = input.new_zeros(places, batch, self.hidden_size)
             fits = input.dim() == 2
         else:
             input = given

@@ -1,0 +1,90 @@
+"""torch.compile takes an RNN in one graph, without a setting, and still breaks the graph at nn.RNN."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from references import seeded
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnn_ext
+
+pytestmark = pytest.mark.slow
+
+OPTIONS = {
+    "plain": {},
+    "stacked_both_ways": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+    "sigmoid_no_bias": {"nonlinearity": "sigmoid", "bias": False},
+}
+
+
+def values_and_gradients(rnn: nn.Module, call, *inputs, **kwargs):
+    output, h_n = call(*inputs, **kwargs)
+    return output, h_n, *torch.autograd.grad(output.sum() + h_n.sum(), list(rnn.parameters()))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
+def test_a_compiled_rnn_gives_eager_results_in_one_graph(options, backend):
+    rnn = seeded(rnn_ext.RNN, 3, 5, **options)
+    assert isinstance(rnn, nn.RNN)
+    x = torch.randn(6, 4, 3)
+    hx = rnn(x)[1].detach()
+    for inputs in ((x,), (x, hx), (x[:, 0], hx[:, 0])):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend(backend)
+        compiled = torch.compile(rnn, fullgraph=True, backend=counter)
+        expected = values_and_gradients(rnn, rnn, *inputs)
+        torch.testing.assert_close(values_and_gradients(rnn, compiled, *inputs), expected)
+        torch.testing.assert_close(values_and_gradients(rnn, compiled, *inputs), expected)
+        assert counter.frame_count == 1
+
+
+def test_a_compiled_model_with_an_rnn_inside_is_one_graph():
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = rnn_ext.ElmanNetwork(3, 5, 2, num_layers=2)
+
+        def forward(self, x):
+            return self.network(x.relu())
+
+    model = seeded(Model)
+    x = torch.randn(6, 4, 3)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(values_and_gradients(model, compiled, x), values_and_gradients(model, model, x))
+
+
+def test_a_compiled_rnn_draws_dropout_as_it_does_eagerly():
+    rnn = seeded(rnn_ext.RNN, 3, 5, 2, dropout=0.5)
+    compiled = torch.compile(rnn, fullgraph=True, backend="eager")
+    x = torch.randn(6, 4, 3)
+    results = []
+    for call in (rnn, compiled):
+        torch.manual_seed(2)
+        results.append(call(x))
+    torch.testing.assert_close(*results)
+
+
+def test_the_graph_still_breaks_at_nn_rnn_in_compiled_code():
+    x = torch.randn(6, 4, 3)
+    torch.compile(rnn_ext.RNN(3, 5), fullgraph=True, backend="eager")(x)
+    assert not torch._dynamo.config.allow_rnn
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN"):
+        torch.compile(nn.RNN(3, 5), fullgraph=True, backend="eager")(x)
+
+
+def test_a_compiled_rnn_takes_packed_input_with_graph_breaks_at_worst():
+    rnn = seeded(rnn_ext.RNN, 3, 5)
+    x = pack_padded_sequence(torch.randn(6, 4, 3), torch.tensor([3, 6, 1, 2]), enforce_sorted=False)
+    compiled = torch.compile(rnn, backend="eager")
+    torch.testing.assert_close(compiled(x)[0].data, rnn(x)[0].data)
+
+
+def test_a_compiled_rnn_takes_lengths_with_graph_breaks_at_worst():
+    rnn = seeded(rnn_ext.RNN, 3, 5)
+    x, lengths = torch.randn(6, 4, 3), torch.tensor([3, 6, 0, 2])
+    compiled = torch.compile(lambda x, n: rnn(x, lengths=n), backend="eager")
+    torch.testing.assert_close(compiled(x, lengths), rnn(x, lengths=lengths))
