@@ -57,7 +57,7 @@ Tensor apply(const CellArguments& a) {
   const auto options = [&](auto& saved_data) {
     saved_data["nonlinearity"] = static_cast<int64_t>(parse_nonlinearity(a.nonlinearity));
   };
-  record<RNNCellBackward>(output, to_save, options, a.input, a.hx, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh);
+  record<RNNCellBackward>({output}, to_save, options, a.input, a.hx, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh);
   return output;
 }
 

@@ -5,20 +5,10 @@
 #include <c10/util/Half.h>
 
 #include "cell/params.h"
+#include "cpu/acc_type.h"
+#include "cpu/sequence/kernels.h"
 
 namespace rnn_ext::cpu {
-
-// The type that sums are accumulated in, and activations computed in.
-template <typename T>
-struct Accumulate {
-  using type = float;
-};
-template <>
-struct Accumulate<double> {
-  using type = double;
-};
-template <typename T>
-using acc_t = typename Accumulate<T>::type;
 
 // C = A M, for A (rows, inner) of accumulation type with any strides, M (inner, cols) and C (rows, cols) with unit
 // column stride. Transposing A costs nothing, since its elements are broadcast one by one.
@@ -59,6 +49,7 @@ struct Kernels {
   void (*grad_z)(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col_begin, int64_t col_end);
   // A block of C = A M.
   void (*product)(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
+  LayerKernels<T> layer;
 };
 
 // The calling thread's own memory for the blocks that a kernel works on: as the kernel before left it, aligned to 64

@@ -9,6 +9,7 @@
 #include "cpu/isa.h"
 #include "cuda/plan/cell_backward.h"
 #include "operators/eligible.h"
+#include "sequence/autograd.h"
 
 namespace rnn_ext {
 namespace {
@@ -65,6 +66,37 @@ PyObject* rnn_cell(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t 
   END_HANDLE_TH_ERRORS
 }
 
+// The same for a layer over a sequence: (output, h_n), or None.
+PyObject* rnn_layer(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t count) {
+  HANDLE_TH_ERRORS
+  TORCH_CHECK_TYPE(count == 11, "rnn_layer takes 11 arguments, but got ", count);
+  const py::handle input = arguments[0], hx = arguments[1], weight_ih = arguments[2], weight_hh = arguments[3],
+                   bias_ih = arguments[4], bias_hh = arguments[5], lengths = arguments[9], batch_sizes = arguments[10];
+  if (at::impl::torch_function_mode_enabled() || !is_exact_tensor(input) || !is_exact_or_none(hx) ||
+      !is_exact_or_none(bias_ih) || !is_exact_or_none(bias_hh) || !is_exact_or_none(lengths) ||
+      !is_exact_or_none(batch_sizes) || !is_exact_tensor(weight_ih) || !is_exact_tensor(weight_hh)) {
+    Py_RETURN_NONE;
+  }
+  const auto name = as_name(arguments[6]);
+  std::optional<std::tuple<Tensor, Tensor>> outputs;
+  {
+    const OptTensor lengths_ = as_optional(lengths), batch_sizes_ = as_optional(batch_sizes);
+    const py::gil_scoped_release no_gil;
+    outputs = rnn_layer_eager({as_tensor(input),
+                               as_optional(hx),
+                               as_tensor(weight_ih),
+                               as_tensor(weight_hh),
+                               as_optional(bias_ih),
+                               as_optional(bias_hh),
+                               {name, arguments[7] == Py_True, arguments[8] == Py_True, lengths_, batch_sizes_}});
+  }
+  if (!outputs.has_value()) Py_RETURN_NONE;
+  const auto output = py::reinterpret_steal<py::object>(THPVariable_Wrap(std::get<0>(*std::move(outputs))));
+  const auto h_n = py::reinterpret_steal<py::object>(THPVariable_Wrap(std::get<1>(*std::move(outputs))));
+  return PyTuple_Pack(2, output.ptr(), h_n.ptr());
+  END_HANDLE_TH_ERRORS
+}
+
 // What getattr(module, name) gives for each of the names. nn.Module's __getattr__ is Python, and for four parameters
 // takes longer than the rest of a small cell: it is passed over where Python would come to it and it would find the
 // name in a plain dict of parameters. So properties, attributes of the class or the object, overridden look-ups, and
@@ -109,7 +141,8 @@ template <typename Function>
 PyMethodDef method(const char* name, Function* function) {
   return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)), METH_FASTCALL, nullptr};
 }
-PyMethodDef kMethods[] = {method("rnn_cell", &rnn_cell), method("get_parameters", &get_parameters), {}};
+PyMethodDef kMethods[] = {
+    method("rnn_cell", &rnn_cell), method("rnn_layer", &rnn_layer), method("get_parameters", &get_parameters), {}};
 
 // Autocast's cache would keep casts of the weights made here, which have no graph, for those who do need one.
 class WithoutAutocastCache {

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -41,16 +42,17 @@ auto fire_hooks(const Pointer& node, int /*preferred*/) -> decltype(fire_node_cr
 template <typename Pointer>
 void fire_hooks(const Pointer& /*node*/, long /*otherwise*/) {}
 
-// Makes `output` the result of a node with edges to the operands. What the node saves is asked for after that, since it
-// may contain the output; `options` fills the context's saved_data.
+// Makes `outputs` the results of a node with edges to the operands. What the node saves is asked for after that, since
+// it may contain an output; `options` fills the context's saved_data.
 template <typename Backward, typename ToSave, typename Options, typename... Operands>
-void record(Tensor& output, const ToSave& to_save, const Options& options, const Operands&... operands) {
+void record(std::initializer_list<Tensor> outputs, const ToSave& to_save, const Options& options,
+            const Operands&... operands) {
   const auto node = make_node<Backward>();
   const NodePtr base = node;
   node->set_ctx_grad_fn(node);
   node->set_next_edges(torch::autograd::collect_next_edges(operands...));
   node->is_variable_input_.assign(sizeof...(operands), true);
-  torch::autograd::set_history(output, base);
+  for (const Tensor& output : outputs) torch::autograd::set_history(output, base);
   node->ctx_.set_materialize_grads(false);
   options(node->ctx_.saved_data);
   node->ctx_.save_for_backward(to_save());

@@ -10,10 +10,14 @@
 #include "cpu/blocks/dot-inl.h"
 #include "cpu/blocks/outer-inl.h"
 #include "cpu/blocks/product-inl.h"
+#include "cpu/blocks/panels-inl.h"
 #include "cpu/cell/forward-inl.h"
 #include "cpu/cell/backward-inl.h"
+#include "cpu/sequence/rows-inl.h"
+#include "cpu/sequence/forward-inl.h"
+#include "cpu/sequence/backward-inl.h"
 
 template <typename T>
 constexpr Kernels<T> kernels() {
-  return {&forward<T>, &finish<T>, &grad_z<T>, &product<T>};
+  return {&forward<T>, &finish<T>, &grad_z<T>, &product<T>, layer_kernels<T>()};
 }

@@ -1,0 +1,368 @@
+// dz_t = (dy_t + dz_{t+1} U) · f'(h_t), from the last step to the first, block by block of steps; then what follows
+// from a block of dz, while it is in the cache: dX = dZ W, and its terms of dW = dZᵀ X, dU = dZᵀ H_{t-1}, db = Σ dZ.
+//
+// A block's rows of dz follow one another without gaps, step by step: those of all groups, since the terms of a sum
+// must not depend on the division.
+#pragma once
+
+template <typename T>
+struct BackwardMemory {
+  using S = acc_t<T>;
+  static constexpr int kStrip = PanelsOf<S>::kRows;  // rows of dW that a tile computes
+
+  int64_t stride, x_stride, strips;
+  S *w, *u;
+  S* grad_h_n;  // (B)
+  S* last;      // (B): dz of the step behind the block
+  S* dz;        // a block's
+  S* strip;     // dz in strips of kStrip columns
+  S *dw, *du;   // in panels of kWidth columns of a row for each row of dZᵀ
+  S* db;
+  S* panel;  // a thread's: a panel of X or H
+  S* rows;   // a thread's chunk
+
+  BackwardMemory(const LayerBackwardParams<T>& p, const Division& division, int thread, Memory<S>& memory) {
+    constexpr int kWidth = PanelsOf<S>::kWidth;
+    const int64_t I = p.weights.input_size, H = p.weights.hidden_size, B = p.steps.batch;
+    const int64_t rows_of_block = B * division.steps_per_block;
+    stride = padded_stride<S>(H);
+    x_stride = padded_stride<S>(I > H ? I : H);
+    strips = (H + kStrip - 1) / kStrip;
+    w = memory.take(p.grad_input.data ? panels_size<S>(I, H) : 0);
+    u = memory.take(panels_size<S>(H, H));
+    grad_h_n = memory.take(B * stride);
+    last = memory.take(B * stride);
+    dz = memory.take(rows_of_block * stride + kWidth);  // read in whole vectors, whatever their place
+    strip = memory.take(wants_weights(p) ? strips * kStrip * rows_of_block + kWidth : 0);
+    dw = memory.take(p.grad_weight_ih ? panel_count<S>(I) * kWidth * strips * kStrip : 0);
+    du = memory.take(p.grad_weight_hh ? panel_count<S>(H) * kWidth * strips * kStrip : 0);
+    db = memory.take(p.grad_bias ? panel_count<S>(H) * kWidth : 0);
+    panel = memory.take(division.threads() * rows_of_block * kWidth) + thread * rows_of_block * kWidth;
+    rows = memory.take(division.threads() * kChunkRows * x_stride) + thread * kChunkRows * x_stride;
+  }
+
+  static bool wants_weights(const LayerBackwardParams<T>& p) { return p.grad_weight_ih || p.grad_weight_hh; }
+};
+
+template <typename T>
+int64_t layer_backward_memory(const LayerBackwardParams<T>& p, const Division& division) {
+  Memory<acc_t<T>> memory(nullptr);
+  const BackwardMemory<T> counted(p, division, 0, memory);
+  return memory.used();
+}
+
+// dz = (dy + dh) · f'(h) in place of dh, for a step's rows of a group.
+template <Nonlinearity kind, typename T>
+void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* dz,
+                 int64_t stride) {
+  using Vec = typename VecOf<T>::type;
+  const int64_t H = p.weights.hidden_size, rows = walk.count(s), t = walk.time(s);
+  for (int64_t b = 0; b < rows; ++b) {
+    const T* const output = p.output.at(p.steps, t, walk.first_row + b);
+    const T* const grad_output = p.grad_output.data ? p.grad_output.at(p.steps, t, walk.first_row + b) : nullptr;
+    acc_t<T>* const row = dz + b * stride;
+    for (int64_t j = begin; j < end; j += Vec::kLanes) {
+      const int64_t n = H - j;
+      typename Vec::V grad = Vec::load(row + j);
+      if (grad_output) {
+        grad += load_strided<Vec>(grad_output + j * p.grad_output.col_stride, p.grad_output.col_stride, n);
+      }
+      const typename Vec::V h = n >= Vec::kLanes ? Vec::load(output + j) : Vec::load(output + j, n);
+      Vec::store(row + j, activation_grad<kind, Vec>(grad, h));
+    }
+  }
+}
+
+template <typename T>
+void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* dz,
+                 int64_t stride) {
+  switch (p.weights.nonlinearity) {
+    case Nonlinearity::kTanh:
+      return grad_z_step<Nonlinearity::kTanh>(p, walk, s, begin, end, dz, stride);
+    case Nonlinearity::kRelu:
+      return grad_z_step<Nonlinearity::kRelu>(p, walk, s, begin, end, dz, stride);
+    case Nonlinearity::kSigmoid:
+      return grad_z_step<Nonlinearity::kSigmoid>(p, walk, s, begin, end, dz, stride);
+  }
+}
+
+// Columns of dz side by side, so that a tile reads them one after another: strip[r, i] = dz[r, i].
+template <typename S>
+void pack_strip(const S* dz, int64_t stride, int64_t rows, S* strip) {
+  using Vec = typename PanelsOf<S>::Vec;
+  constexpr int kStrip = PanelsOf<S>::kRows, kLanes = PanelsOf<S>::kLanes;
+  // What is too much in a row's last vector, the next row writes over; the last row must not write into another strip,
+  // which may be another thread's.
+  for (int64_t r = 0; r < rows; ++r) {
+    UNROLL for (int i = 0; i < kStrip; i += kLanes) {
+      const typename Vec::V v = Vec::load(dz + r * stride + i);
+      if (kStrip - i < kLanes && r + 1 == rows) {
+        Vec::store(strip + r * kStrip + i, v, kStrip - i);
+      } else {
+        Vec::store(strip + r * kStrip + i, v);
+      }
+    }
+  }
+}
+
+// c[i, :] += Σ_r strip[r, i] · panel[r, :], for the rows of a strip.
+template <int NV, typename S>
+__attribute__((noinline)) void weights_tile(const S* strip, const S* panel, int64_t rows, S* c) {
+  using Vec = typename PanelsOf<S>::Vec;
+  using V = typename Vec::V;
+  constexpr int kStrip = PanelsOf<S>::kRows, kLanes = PanelsOf<S>::kLanes;
+  V acc[kStrip][NV];
+  UNROLL for (int i = 0; i < kStrip; ++i) { UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::zero(); }
+  for (int64_t r = 0; r < rows; ++r, strip += kStrip, panel += NV * kLanes) {
+    V b[NV];
+    UNROLL for (int j = 0; j < NV; ++j) b[j] = Vec::load(panel + j * kLanes);
+    UNROLL for (int i = 0; i < kStrip; ++i) {
+      const V x = Vec::set(strip[i]);
+      UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::fma(x, b[j], acc[i][j]);
+    }
+  }
+  UNROLL for (int i = 0; i < kStrip; ++i) {
+    UNROLL for (int j = 0; j < NV; ++j) {
+      S* const to = c + (i * NV + j) * kLanes;
+      Vec::store(to, Vec::load(to) + acc[i][j]);
+    }
+  }
+}
+
+// One worker's backward pass. Groups and their rows are as in the forward pass.
+template <typename T>
+class LayerBackwardPass {
+  using S = acc_t<T>;
+  using Vec = typename PanelsOf<S>::Vec;
+  static constexpr int kLanes = PanelsOf<S>::kLanes, kWidth = PanelsOf<S>::kWidth, kStrip = PanelsOf<S>::kRows;
+
+ public:
+  LayerBackwardPass(const LayerBackward<T>& job, const Worker& worker, Memory<S>& memory)
+      : p_(job.p),
+        division_(job.division),
+        worker_(worker),
+        member_(worker.thread % division_.members),
+        m_(p_, division_, worker.thread, memory),
+        whole_{p_.steps, p_.reverse, 0, p_.steps.batch},
+        walk_{
+            p_.steps, p_.reverse, division_.rows[worker.thread / division_.members],
+            division_.rows[worker.thread / division_.members + 1] - division_.rows[worker.thread / division_.members]},
+        own_(H_, member_, division_.members) {}
+
+  void run() {
+    prepare();
+    worker_.all->wait(worker_.thread);
+    for (int64_t end = p_.steps.steps; end > 0; end -= division_.steps_per_block) {
+      const int64_t first = end > division_.steps_per_block ? end - division_.steps_per_block : 0;
+      const int64_t rows = walk_back(first, end);
+      worker_.all->wait(worker_.thread);
+      pack_strips(rows);
+      grad_inputs(first, end);
+      grad_bias(rows);
+      worker_.all->wait(worker_.thread);
+      grad_weights(first, end, rows);
+      worker_.all->wait(worker_.thread);
+    }
+    store_weights();
+  }
+
+ private:
+  // This worker's part of the packed weights, grad_h_n, and zeros for what is summed.
+  void prepare() {
+    const Matrix<T>& W = p_.weights.weight_ih;
+    const Matrix<T>& U = p_.weights.weight_hh;
+    const Columns<S> hidden(H_, worker_.thread, threads_), input(I_, worker_.thread, threads_);
+    pack_panels(U.data, U.row_stride, U.col_stride, H_, H_, hidden.first_panel, hidden.last_panel, m_.u);
+    if (m_.w && p_.grad_input.data) {
+      pack_panels(W.data, W.row_stride, W.col_stride, H_, I_, input.first_panel, input.last_panel, m_.w);
+    }
+    load_matrix(p_.grad_h_n, p_.steps, walk_.first_row, walk_.rows, H_, own_.begin, own_.end,
+                m_.grad_h_n + walk_.first_row * m_.stride, m_.stride);
+    const auto clear = [&](S* sums, int64_t size) {
+      const Share share = share_of(size, worker_.thread, threads_);
+      for (int64_t i = share.begin; i < share.end; ++i) sums[i] = 0;
+    };
+    if (p_.grad_weight_ih) clear(m_.dw, panel_count<S>(I_) * kWidth * m_.strips * kStrip);
+    if (p_.grad_weight_hh) clear(m_.du, panel_count<S>(H_) * kWidth * m_.strips * kStrip);
+    if (p_.grad_bias) clear(m_.db, padded<S>(H_));
+  }
+
+  // dz of the steps from `end` back to `first`. Returns how many rows they have in all.
+  int64_t walk_back(int64_t first, int64_t end) {
+    int64_t rows_of_block = 0;
+    for (int64_t s = first; s < end; ++s) rows_of_block += whole_.count(s);
+    const S* behind = m_.last + walk_.first_row * m_.stride;
+    S* dz = m_.dz + rows_of_block * m_.stride;
+    for (int64_t s = end - 1; s >= first; --s) {
+      dz -= whole_.count(s) * m_.stride;
+      S* const own_rows = dz + walk_.first_row * m_.stride;
+      const int64_t rows = walk_.count(s), going_on = walk_.going_on(s + 1);
+      const S* const grad_h_n = m_.grad_h_n + walk_.first_row * m_.stride;
+      panel_product<S>({behind, m_.stride, m_.u, H_, nullptr, 0, own_rows, m_.stride, padded<S>(H_)}, going_on,
+                       own_.first_panel, own_.last_panel, parts_);
+      for (int64_t b = going_on; b < rows; ++b) {
+        copy(grad_h_n + b * m_.stride, own_rows + b * m_.stride);
+      }
+      grad_z_step(p_, walk_, s, own_.begin, own_.end, own_rows, m_.stride);
+      worker_.group->wait(member_);
+      grad_of_first_states(s, own_rows);
+      behind = own_rows;
+    }
+    if (first > 0) {
+      for (int64_t b = 0; b < walk_.count(first); ++b) {
+        copy(behind + b * m_.stride, m_.last + (walk_.first_row + b) * m_.stride);
+      }
+    }
+    return rows_of_block;
+  }
+
+  void copy(const S* from, S* to) const {
+    for (int64_t j = own_.begin; j < own_.end; j += kLanes) Vec::store(to + j, Vec::load(from + j));
+  }
+
+  // dhx = dz U for the rows that began at step s.
+  void grad_of_first_states(int64_t s, const S* dz) {
+    if (!p_.grad_hx) return;
+    for (int64_t b = walk_.going_on(s), n; b < walk_.count(s); b += n) {
+      n = smaller(kChunkRows, walk_.count(s) - b);
+      panel_product<S>({dz + b * m_.stride, m_.stride, m_.u, H_, nullptr, 0, m_.rows, m_.x_stride, padded<S>(H_)}, n,
+                       own_.first_panel, own_.last_panel, parts_);
+      for (int64_t i = 0; i < n; ++i) {
+        store_row(m_.rows + i * m_.x_stride, H_, own_.begin, own_.end,
+                  p_.grad_hx + p_.steps.place(walk_.first_row + b + i) * H_);
+      }
+    }
+  }
+
+  void pack_strips(int64_t rows) {
+    if (!m_.wants_weights(p_)) return;
+    const Share share = share_of(m_.strips, worker_.thread, threads_);
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      pack_strip(m_.dz + i * kStrip, m_.stride, rows, m_.strip + i * kStrip * rows);
+    }
+  }
+
+  // dX: a thread's part of the block's rows.
+  void grad_inputs(int64_t first, int64_t end) {
+    if (!p_.grad_input.data) return;
+    int64_t rows = 0;
+    for (int64_t s = first; s < end; ++s) rows += whole_.count(s);
+    const Share share = share_of(rows, worker_.thread, threads_);
+    int64_t s = first, b = share.begin;
+    while (s < end && b >= whole_.count(s)) b -= whole_.count(s++);
+    for (int64_t row = share.begin, n; row < share.end; row += n) {
+      n = smaller(kChunkRows, share.end - row);
+      panel_product<S>({m_.dz + row * m_.stride, m_.stride, m_.w, H_, nullptr, 0, m_.rows, m_.x_stride, padded<S>(I_)},
+                       n, 0, panel_count<S>(I_), Parts::kOne);
+      for (int64_t i = 0; i < n; ++i) {
+        while (b == whole_.count(s)) ++s, b = 0;
+        store_row(m_.rows + i * m_.x_stride, I_, 0, padded<S>(I_), p_.grad_input.at(p_.steps, whole_.time(s), b++));
+      }
+    }
+  }
+
+  void grad_bias(int64_t rows) {
+    if (!p_.grad_bias) return;
+    const Share share = share_of(padded<S>(H_) / kLanes, worker_.thread, threads_);
+    for (int64_t v = share.begin; v < share.end; ++v) {
+      const S* dz = m_.dz + v * kLanes;
+      typename Vec::V sums[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+      int64_t r = 0;
+      for (; r + 4 <= rows; r += 4) {
+        UNROLL for (int i = 0; i < 4; ++i) sums[i] += Vec::load(dz + (r + i) * m_.stride);
+      }
+      for (; r < rows; ++r) sums[0] += Vec::load(dz + r * m_.stride);
+      S* const db = m_.db + v * kLanes;
+      Vec::store(db, Vec::load(db) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
+    }
+  }
+
+  // The block's rows of X, or of H one step before, from column col on: n of them, in `width`.
+  template <typename RowOf>
+  void load_panel(int64_t first, int64_t end, int64_t n, int vectors, int64_t col_stride, const RowOf& row_of) {
+    S* to = m_.panel;
+    for (int64_t s = first; s < end; ++s) {
+      for (int64_t b = 0; b < whole_.count(s); ++b, to += vectors * kLanes) {
+        const T* const from = row_of(s, b);
+        UNROLL for (int j = 0; j < 2; ++j) {
+          if (j == vectors) break;
+          Vec::store(to + j * kLanes, from ? load_strided<typename VecOf<T>::type>(from + j * kLanes * col_stride,
+                                                                                   col_stride, n - j * kLanes)
+                                           : Vec::zero());
+        }
+      }
+    }
+  }
+
+  void grad_weights(int64_t first, int64_t end, int64_t rows) {
+    const int64_t of_input = p_.grad_weight_ih ? panel_count<S>(I_) : 0;
+    const int64_t of_hidden = p_.grad_weight_hh ? panel_count<S>(H_) : 0;
+    const Share share = share_of(of_input + of_hidden, worker_.thread, threads_);
+    for (int64_t i = share.begin; i < share.end; ++i) {
+      if (i < of_input) {
+        const int64_t col = i * kWidth;
+        const int vectors = panel_vectors<S>(I_, i);
+        load_panel(first, end, I_ - col, vectors, p_.input.col_stride, [&](int64_t s, int64_t b) {
+          return p_.input.at(p_.steps, whole_.time(s), b) + col * p_.input.col_stride;
+        });
+        weights_panel(m_.dw + col * m_.strips * kStrip, vectors, rows);
+      } else {
+        const int64_t panel = i - of_input, col = panel * kWidth;
+        const int vectors = panel_vectors<S>(H_, panel);
+        // Rows of hx may have any column stride; those of the output have one of 1.
+        load_panel(first, end, H_ - col, vectors, 1, [&](int64_t s, int64_t b) -> const T* {
+          if (b < whole_.going_on(s)) return p_.output.at(p_.steps, whole_.time(s - 1), b) + col;
+          return p_.hx.data ? p_.hx.data + p_.steps.place(b) * p_.hx.row_stride + col : nullptr;
+        });
+        weights_panel(m_.du + col * m_.strips * kStrip, vectors, rows);
+      }
+    }
+  }
+
+  void weights_panel(S* sums, int vectors, int64_t rows) {
+    for (int64_t i = 0; i < m_.strips; ++i) {
+      const S* strip = m_.strip + i * kStrip * rows;
+      S* const c = sums + i * kStrip * vectors * kLanes;
+      vectors == 2 ? weights_tile<2>(strip, m_.panel, rows, c) : weights_tile<1>(strip, m_.panel, rows, c);
+    }
+  }
+
+  void store_weights() {
+    const Share share = share_of(H_, worker_.thread, threads_);
+    const auto store = [&](const S* sums, int64_t size, T* gradient) {
+      if (!gradient) return;
+      for (int64_t i = 0; i < panel_count<S>(size); ++i) {
+        const int64_t width = panel_vectors<S>(size, i) * kLanes, n = smaller(width, size - i * kWidth);
+        for (int64_t row = share.begin; row < share.end; ++row) {
+          store_row(sums + i * kWidth * m_.strips * kStrip + row * width, n, 0, padded<S>(n),
+                    gradient + row * size + i * kWidth);
+        }
+      }
+    };
+    store(m_.dw, I_, p_.grad_weight_ih);
+    store(m_.du, H_, p_.grad_weight_hh);
+    if (p_.grad_bias && worker_.thread == 0) store_row(m_.db, H_, 0, padded<S>(H_), p_.grad_bias);
+  }
+
+  const LayerBackwardParams<T>& p_;
+  const Division& division_;
+  const Worker& worker_;
+  const int64_t I_ = p_.weights.input_size, H_ = p_.weights.hidden_size;
+  const int threads_ = division_.threads();
+  const int member_;
+  const BackwardMemory<T> m_;
+  const Walk whole_, walk_;  // of the whole batch, and of the group's rows
+  const Columns<S> own_;
+  const Parts parts_ = parts_for(p_.steps.batch);
+};
+
+template <typename T>
+void layer_backward(const LayerBackward<T>& job, const Worker& worker) {
+  Memory<acc_t<T>> memory(job.memory);
+  LayerBackwardPass<T>(job, worker, memory).run();
+}
+
+template <typename T>
+constexpr LayerKernels<T> layer_kernels() {
+  return {&layer_forward_memory<T>, &layer_forward<T>, &layer_backward_memory<T>, &layer_backward<T>};
+}

@@ -1,0 +1,155 @@
+// h_t = f(z_t), z_t = x_t Wᵀ + b + h_{t-1} Uᵀ: the first two terms for a block of steps at once, by one product, the
+// last one step by step. h_t takes the place of z_t, in the accumulation type but rounded to the data's; from there the
+// next step reads it, however the output's rows lie.
+#pragma once
+
+template <typename T>
+struct ForwardMemory {
+  using S = acc_t<T>;
+  int64_t stride, x_stride;
+  S *w, *u, *bias;
+  S* begin;  // (B): hx
+  S* last;   // a group's rows: the last step of the block before
+  S* z;      // a group's rows of a block
+  S* x;      // a thread's
+
+  // Of one group and thread, whose rows and chunk come after those of the others.
+  ForwardMemory(const LayerForwardParams<T>& p, const Division& division, int thread, Memory<S>& memory) {
+    const int64_t I = p.weights.input_size, H = p.weights.hidden_size, B = p.steps.batch;
+    stride = padded_stride<S>(H);
+    x_stride = padded_stride<S>(I);
+    const int64_t first_row = division.rows[thread / division.members];
+    w = memory.take(panels_size<S>(H, I));
+    u = memory.take(panels_size<S>(H, H));
+    bias = memory.take(panel_count<S>(H) * PanelsOf<S>::kWidth);
+    begin = memory.take(B * stride) + first_row * stride;
+    last = memory.take(B * stride) + first_row * stride;
+    z = memory.take(B * division.steps_per_block * stride) + first_row * division.steps_per_block * stride;
+    x = memory.take(kChunkRows * division.threads() * x_stride) + kChunkRows * thread * x_stride;
+  }
+};
+
+template <typename T>
+int64_t layer_forward_memory(const LayerForwardParams<T>& p, const Division& division) {
+  Memory<acc_t<T>> memory(nullptr);
+  const ForwardMemory<T> counted(p, division, 0, memory);
+  return memory.used();
+}
+
+// h = f(z) for the rows of a step, from column `begin` to `end`.
+template <Nonlinearity kind, typename T>
+void finish_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* z,
+                 int64_t stride) {
+  using Vec = typename VecOf<T>::type;
+  const int64_t H = p.weights.hidden_size, rows = walk.count(s), t = walk.time(s);
+  T* const base = p.output.data + p.steps.begin(t) * p.output.step_stride;
+  for (int64_t b = 0; b < rows; ++b) {
+    T* const output = base + p.steps.place(walk.first_row + b) * p.output.row_stride;
+    acc_t<T>* const row = z + b * stride;
+    for (int64_t j = begin; j < end; j += Vec::kLanes) {
+      typename Vec::V h = activate<kind, Vec>(Vec::load(row + j));
+      const int64_t n = H - j;
+      if (n >= Vec::kLanes) {
+        Vec::store(output + j, h);
+        if constexpr (sizeof(T) != sizeof(acc_t<T>)) h = Vec::load(output + j);
+      } else {
+        Vec::store(output + j, h, n);
+        if constexpr (sizeof(T) != sizeof(acc_t<T>)) h = Vec::load(output + j, n);
+      }
+      Vec::store(row + j, h);
+    }
+  }
+}
+
+template <typename T>
+void finish_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* z,
+                 int64_t stride) {
+  switch (p.weights.nonlinearity) {
+    case Nonlinearity::kTanh:
+      return finish_step<Nonlinearity::kTanh>(p, walk, s, begin, end, z, stride);
+    case Nonlinearity::kRelu:
+      return finish_step<Nonlinearity::kRelu>(p, walk, s, begin, end, z, stride);
+    case Nonlinearity::kSigmoid:
+      return finish_step<Nonlinearity::kSigmoid>(p, walk, s, begin, end, z, stride);
+  }
+}
+
+// x of the rows from (s, b) on, as many as fit; moves (s, b) behind them.
+template <typename T>
+int64_t load_inputs(const LayerForwardParams<T>& p, const Walk& walk, int64_t last_step, int64_t& s, int64_t& b,
+                    acc_t<T>* x, int64_t stride) {
+  const int64_t I = p.weights.input_size, end = padded<acc_t<T>>(I);
+  int64_t rows = 0;
+  while (s < last_step && rows < kChunkRows) {
+    if (b == walk.count(s)) {
+      ++s, b = 0;
+      continue;
+    }
+    const T* from = p.input.at(p.steps, walk.time(s), walk.first_row + b++);
+    load_row(from, p.input.col_stride, I, 0, end, x + rows++ * stride);
+  }
+  return rows;
+}
+
+template <typename T>
+void layer_forward(const LayerForward<T>& job, const Worker& worker) {
+  using S = acc_t<T>;
+  const LayerForwardParams<T>& p = job.p;
+  const Division& division = job.division;
+  const int64_t I = p.weights.input_size, H = p.weights.hidden_size, T_ = p.steps.steps;
+  const int group = worker.thread / division.members, member = worker.thread % division.members;
+  Memory<S> memory(job.memory);
+  const ForwardMemory<T> m(p, division, worker.thread, memory);
+
+  const Columns<S> packed(H, worker.thread, division.threads());
+  const Matrix<T>& W = p.weights.weight_ih;
+  const Matrix<T>& U = p.weights.weight_hh;
+  pack_panels(W.data, W.col_stride, W.row_stride, I, H, packed.first_panel, packed.last_panel, m.w);
+  pack_panels(U.data, U.col_stride, U.row_stride, H, H, packed.first_panel, packed.last_panel, m.u);
+  for (int64_t j = packed.begin; j < packed.end; ++j) {
+    m.bias[j] = p.weights.bias_ih && j < H ? static_cast<S>(p.weights.bias_ih[j]) : 0;
+    if (p.weights.bias_hh && j < H) m.bias[j] += static_cast<S>(p.weights.bias_hh[j]);
+  }
+  const Walk walk = {p.steps, p.reverse, division.rows[group], division.rows[group + 1] - division.rows[group]};
+  const Columns<S> own(H, member, division.members);
+  load_matrix(p.hx, p.steps, walk.first_row, walk.rows, H, own.begin, own.end, m.begin, m.stride);
+  worker.all->wait(worker.thread);
+
+  const Parts parts = parts_for(p.steps.batch);
+  const auto multiply = [&](const S* h, S* z, int64_t rows) {
+    panel_product<S>({h, m.stride, m.u, H, z, m.stride, z, m.stride, padded<S>(H)}, rows, own.first_panel,
+                     own.last_panel, parts);
+  };
+  for (int64_t first = 0; first < T_; first += division.steps_per_block) {
+    const int64_t end = smaller(first + division.steps_per_block, T_);
+    S* z = m.z;
+    for (int64_t s = first, b = 0; s < end;) {
+      const int64_t rows = load_inputs(p, walk, end, s, b, m.x, m.x_stride);
+      panel_product<S>({m.x, m.x_stride, m.w, I, m.bias, 0, z, m.stride, padded<S>(H)}, rows, own.first_panel,
+                       own.last_panel, Parts::kOne);
+      z += rows * m.stride;
+    }
+    if (first > 0) worker.group->wait(member);
+    const S* before = m.last;
+    z = m.z;
+    for (int64_t s = first; s < end; ++s) {
+      const int64_t rows = walk.count(s), going_on = walk.going_on(s), next = walk.count(s + 1);
+      multiply(before, z, going_on);
+      multiply(m.begin + going_on * m.stride, z + going_on * m.stride, rows - going_on);
+      finish_step(p, walk, s, own.begin, own.end, z, m.stride);
+      for (int64_t b = next; b < rows; ++b) {
+        store_row(z + b * m.stride, H, own.begin, own.end, p.h_n + p.steps.place(walk.first_row + b) * H);
+      }
+      worker.group->wait(member);
+      before = z;
+      z += rows * m.stride;
+    }
+    if (end < T_) {
+      for (int64_t b = 0; b < walk.count(end - 1); ++b) {
+        for (int64_t j = own.begin; j < own.end; j += PanelsOf<S>::kLanes) {
+          PanelsOf<S>::Vec::store(m.last + b * m.stride + j, PanelsOf<S>::Vec::load(before + b * m.stride + j));
+        }
+      }
+    }
+  }
+}

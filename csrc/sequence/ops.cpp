@@ -1,0 +1,238 @@
+// The schemas of a layer over a sequence, its argument checks, and the kernels that need no device: Meta and Autocast.
+// Its autograd formulas are registered by rnn_ext/ops.py.
+#include "sequence/ops.h"
+
+#include <ATen/autocast_mode.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "operators/checks.h"
+#include "operators/find_op.h"
+
+namespace rnn_ext {
+namespace {
+
+using std::string_view;
+
+void check_shape(const Tensor& like, const Tensor& t, c10::SymIntArrayRef shape, const char* name) {
+  TORCH_CHECK(t.sym_sizes() == shape, name, " must have shape ", shape, ", but got ", t.sym_sizes());
+  check_like(like, t, name);
+}
+
+void check_shape(const Tensor& like, const OptTensor& t, c10::SymIntArrayRef shape, const char* name) {
+  if (t.has_value()) check_shape(like, *t, shape, name);
+}
+
+c10::SymInt batch_of(const Tensor& data, const LayerOptions& options) {
+  if (!options.batch_sizes.has_value()) return data.sym_size(options.batch_first ? 0 : 1);
+  return options.batch_sizes->select(0, 0).item<int64_t>();
+}
+
+void check_layout(const Tensor& data, const LayerOptions& options, const char* name) {
+  const int64_t dim = options.batch_sizes.has_value() ? 2 : 3;
+  TORCH_CHECK(data.dim() == dim, name, " must be ", dim, "D, got ", data.dim(), "D instead");
+  const auto check_numbers = [](const OptTensor& numbers, const char* name) {
+    if (!numbers.has_value()) return;
+    TORCH_CHECK(numbers->dim() == 1 && numbers->scalar_type() == at::kLong, name, " must be a 1D tensor of int64, got ",
+                numbers->dim(), "D of ", numbers->scalar_type());
+    TORCH_CHECK(numbers->is_cpu() || numbers->is_meta(), name, " must be on the CPU, got ", numbers->device());
+  };
+  check_numbers(options.lengths, "lengths");
+  check_numbers(options.batch_sizes, "batch_sizes");
+  TORCH_CHECK(!options.lengths.has_value() || !options.batch_sizes.has_value(),
+              "lengths are for padded data, but there are batch_sizes, which packed data has");
+  if (options.batch_sizes.has_value()) {
+    TORCH_CHECK(!options.batch_first, "packed data has no batch_first");
+    TORCH_CHECK(options.batch_sizes->size(0) > 0, "Expected sequence length to be larger than 0 in RNN");
+    return;
+  }
+  TORCH_CHECK(data.sym_size(options.batch_first ? 1 : 0) > 0, "Expected sequence length to be larger than 0 in RNN");
+  if (options.lengths.has_value()) {
+    const auto batch = batch_of(data, options);
+    TORCH_CHECK(options.lengths->sym_size(0) == batch, "lengths must have shape [", batch, "], but got ",
+                options.lengths->sym_sizes());
+  }
+}
+
+}  // namespace
+
+Nonlinearity check_layer_forward(const LayerArguments& a) {
+  check_layout(a.input, a.options, "input");
+  const auto nonlinearity = parse_nonlinearity(a.options.nonlinearity);
+  TORCH_CHECK(a.weight_ih.dim() == 2, "weight_ih must be 2D, got ", a.weight_ih.dim(), "D instead");
+  TORCH_CHECK(a.weight_hh.dim() == 2, "weight_hh must be 2D, got ", a.weight_hh.dim(), "D instead");
+  const auto hidden_size = a.weight_hh.sym_size(1);
+  TORCH_CHECK(a.input.sym_size(-1) == a.weight_ih.sym_size(1), "input has inconsistent input_size: got ",
+              a.input.sym_size(-1), " expected ", a.weight_ih.sym_size(1));
+  check_shape(a.input, a.weight_ih, {hidden_size, a.weight_ih.sym_size(1)}, "weight_ih");
+  check_shape(a.input, a.weight_hh, {hidden_size, hidden_size}, "weight_hh");
+  if (a.hx.has_value()) check_shape(a.input, *a.hx, {batch_of(a.input, a.options), hidden_size}, "hx");
+  check_shape(a.input, a.bias_ih, {hidden_size}, "bias_ih");
+  check_shape(a.input, a.bias_hh, {hidden_size}, "bias_hh");
+  return nonlinearity;
+}
+
+Nonlinearity check_layer_backward(const LayerBackwardArguments& a) {
+  check_layout(a.output, a.options, "output");
+  const auto nonlinearity = parse_nonlinearity(a.options.nonlinearity);
+  const auto hidden_size = a.output.sym_size(-1);
+  check_shape(a.output, a.grad_output, a.output.sym_sizes(), "grad_output");
+  if (a.grad_h_n.has_value() || a.hx.has_value()) {
+    const auto batch = batch_of(a.output, a.options);
+    check_shape(a.output, a.grad_h_n, {batch, hidden_size}, "grad_h_n");
+    check_shape(a.output, a.hx, {batch, hidden_size}, "hx");
+  }
+  check_shape(a.output, a.weight_hh, {hidden_size, hidden_size}, "weight_hh");
+  if (a.weight_ih.has_value()) {
+    TORCH_CHECK(a.weight_ih->dim() == 2, "weight_ih must be 2D, got ", a.weight_ih->dim(), "D instead");
+    check_shape(a.output, a.weight_ih, {hidden_size, a.weight_ih->sym_size(1)}, "weight_ih");
+  }
+  if (a.input.has_value()) {
+    TORCH_CHECK(a.input->dim() == a.output.dim(), "input must be ", a.output.dim(), "D, got ", a.input->dim(),
+                "D instead");
+    auto shape = a.output.sym_sizes().vec();
+    shape.back() = (a.weight_ih.has_value() ? *a.weight_ih : *a.input).sym_size(-1);
+    check_shape(a.output, a.input, shape, "input");
+  }
+  const bool any = std::any_of(a.output_mask.begin(), a.output_mask.end(), [](bool asked) { return asked; });
+  TORCH_CHECK(a.weight_hh.has_value() || !any, "every gradient needs weight_hh");
+  TORCH_CHECK(a.weight_ih.has_value() || !a.output_mask[kLayerGradInput], "the gradient of input needs weight_ih");
+  TORCH_CHECK(a.input.has_value() || !a.output_mask[kLayerGradWeightIh], "the gradient of weight_ih needs input");
+  return nonlinearity;
+}
+
+std::tuple<Tensor, Tensor> empty_layer_outputs(const LayerArguments& a) {
+  auto shape = a.input.sym_sizes().vec();
+  shape.back() = a.weight_hh.sym_size(1);
+  const c10::SymInt state[] = {batch_of(a.input, a.options), shape.back()};
+  return {at::empty_symint(shape, a.input.options()), at::empty_symint(state, a.input.options())};
+}
+
+std::array<Tensor, kNumLayerGradients> empty_layer_gradients(const LayerBackwardArguments& a) {
+  const auto empty = [&](c10::SymIntArrayRef shape) { return at::empty_symint(shape, a.output.options()); };
+  const auto hidden_size = a.output.sym_size(-1);
+  std::array<Tensor, kNumLayerGradients> gradients;
+  if (a.output_mask[kLayerGradInput]) {
+    auto shape = a.output.sym_sizes().vec();
+    shape.back() = a.weight_ih->sym_size(1);
+    gradients[kLayerGradInput] = empty(shape);
+  }
+  if (a.output_mask[kLayerGradHx]) gradients[kLayerGradHx] = empty({batch_of(a.output, a.options), hidden_size});
+  if (a.output_mask[kLayerGradWeightIh]) gradients[kLayerGradWeightIh] = empty({hidden_size, a.input->sym_size(-1)});
+  if (a.output_mask[kLayerGradWeightHh]) gradients[kLayerGradWeightHh] = empty({hidden_size, hidden_size});
+  if (a.output_mask[kLayerGradBiasIh]) gradients[kLayerGradBiasIh] = empty({hidden_size});
+  if (a.output_mask[kLayerGradBiasHh]) gradients[kLayerGradBiasHh] = empty({hidden_size});
+  return gradients;
+}
+
+StepTables::StepTables(const Tensor& data, const LayerOptions& options) {
+  if (options.batch_sizes.has_value()) {
+    batch_sizes_ = options.batch_sizes->contiguous();
+    const auto* sizes = batch_sizes_.const_data_ptr<int64_t>();
+    const int64_t steps = batch_sizes_.size(0);
+    begins_.resize(steps);
+    int64_t rows = 0;
+    for (int64_t t = 0; t < steps; ++t) {
+      TORCH_CHECK(sizes[t] >= 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
+                  "batch_sizes must fall, or stay the same, from step to step, got ", sizes[t], " at step ", t,
+                  t > 0 ? " after " : "", t > 0 ? std::to_string(sizes[t - 1]) : "");
+      begins_[t] = rows;
+      rows += sizes[t];
+    }
+    TORCH_CHECK(rows == data.size(0), "batch_sizes say that there are ", rows, " rows, but the data has ",
+                data.size(0));
+    steps_ = {steps, sizes[0], sizes, begins_.data()};
+    return;
+  }
+  const int64_t steps = data.size(options.batch_first ? 1 : 0), batch = data.size(options.batch_first ? 0 : 1);
+  steps_ = {steps, batch};
+  if (!options.lengths.has_value()) return;
+  const auto lengths = options.lengths->contiguous();
+  const auto* length = lengths.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < batch; ++b) {
+    TORCH_CHECK_VALUE(length[b] >= 0 && length[b] <= steps, "lengths must be from 0 to ", steps, ", got ", length[b],
+                      " at ", b);
+  }
+  order_.resize(batch);
+  std::iota(order_.begin(), order_.end(), 0);
+  std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
+  const int64_t longest = batch > 0 ? length[order_[0]] : 0;
+  counts_.resize(longest);
+  for (int64_t t = 0, count = batch; t < longest; ++t) {
+    while (count > 0 && length[order_[count - 1]] <= t) --count;
+    counts_[t] = count;
+  }
+  steps_ = {longest, batch, counts_.data(), nullptr, order_.data()};
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor> rnn_layer_meta(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
+                                          const Tensor& weight_hh, const OptTensor& bias_ih, const OptTensor& bias_hh,
+                                          string_view nonlinearity, bool reverse, bool batch_first,
+                                          const OptTensor& lengths, const OptTensor& batch_sizes) {
+  const LayerArguments arguments = {
+      input, hx, weight_ih, weight_hh, bias_ih, bias_hh, {nonlinearity, reverse, batch_first, lengths, batch_sizes}};
+  check_layer_forward(arguments);
+  return empty_layer_outputs(arguments);
+}
+
+std::vector<Tensor> rnn_layer_backward_meta(const OptTensor& grad_output, const OptTensor& grad_h_n,
+                                            const Tensor& output, const OptTensor& input, const OptTensor& hx,
+                                            const OptTensor& weight_ih, const OptTensor& weight_hh,
+                                            string_view nonlinearity, LayerOutputMask output_mask, bool reverse,
+                                            bool batch_first, const OptTensor& lengths, const OptTensor& batch_sizes) {
+  const LayerBackwardArguments arguments = {
+      grad_output, grad_h_n,  output,    input,
+      hx,          weight_ih, weight_hh, {nonlinearity, reverse, batch_first, lengths, batch_sizes},
+      output_mask};
+  check_layer_backward(arguments);
+  std::vector<Tensor> asked;
+  for (auto& gradient : empty_layer_gradients(arguments)) {
+    if (gradient.defined()) asked.push_back(std::move(gradient));
+  }
+  return asked;
+}
+
+// As the cell's: nn.RNN, too, is on autocast's low-precision list.
+template <at::DeviceType device_type>
+std::tuple<Tensor, Tensor> rnn_layer_autocast(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
+                                              const Tensor& weight_hh, const OptTensor& bias_ih,
+                                              const OptTensor& bias_hh, string_view nonlinearity, bool reverse,
+                                              bool batch_first, const OptTensor& lengths,
+                                              const OptTensor& batch_sizes) {
+  constexpr auto key = device_type == at::kCUDA ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
+  const auto dtype = at::autocast::get_autocast_dtype(device_type);
+  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(dtype, t, device_type); };
+  static const auto op = find_op<decltype(rnn_layer_meta)>("rnn_ext::rnn_layer");
+  return op.call(cast(input), cast(hx), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh), nonlinearity,
+                 reverse, batch_first, lengths, batch_sizes);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(rnn_ext, m) {
+  m.def(
+      "rnn_layer(Tensor input, Tensor? hx, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih=None, "
+      "Tensor? bias_hh=None, str nonlinearity=\"tanh\", bool reverse=False, bool batch_first=False, "
+      "Tensor? lengths=None, Tensor? batch_sizes=None) -> (Tensor, Tensor)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "rnn_layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor output, Tensor? input, Tensor? hx, "
+      "Tensor? weight_ih, Tensor? weight_hh, str nonlinearity, bool[6] output_mask, bool reverse, bool batch_first, "
+      "Tensor? lengths, Tensor? batch_sizes) -> Tensor[]",
+      {at::Tag::pt2_compliant_tag});
+}
+
+TORCH_LIBRARY_IMPL(rnn_ext, Meta, m) {
+  m.impl("rnn_layer", &rnn_layer_meta);
+  m.impl("rnn_layer_backward", &rnn_layer_backward_meta);
+}
+
+TORCH_LIBRARY_IMPL(rnn_ext, AutocastCPU, m) { m.impl("rnn_layer", &rnn_layer_autocast<at::kCPU>); }
+TORCH_LIBRARY_IMPL(rnn_ext, AutocastCUDA, m) { m.impl("rnn_layer", &rnn_layer_autocast<at::kCUDA>); }
+
+}  // namespace rnn_ext

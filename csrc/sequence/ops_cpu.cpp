@@ -1,0 +1,106 @@
+// The operators of a layer over a sequence on the CPU.
+#include <torch/library.h>
+
+#include "cpu/sequence/launch.h"
+#include "operators/checks.h"
+#include "sequence/ops.h"
+
+namespace rnn_ext {
+namespace {
+
+// What the kernels read in whole vectors.
+Tensor unit_columns(const Tensor& t) { return t.size(-1) > 1 && t.stride(-1) != 1 ? t.contiguous() : t; }
+OptTensor unit_columns(const OptTensor& t) { return t.has_value() ? OptTensor(unit_columns(*t)) : t; }
+
+// The kernels leave padding alone: there is none in packed data, nor where every row has every step.
+void clear_padding(const Tensor& t, const LayerOptions& options) {
+  if (options.lengths.has_value()) t.zero_();
+}
+
+std::tuple<Tensor, Tensor> rnn_layer_cpu(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
+                                         const Tensor& weight_hh, const OptTensor& bias_ih_, const OptTensor& bias_hh_,
+                                         std::string_view name, bool reverse, bool batch_first,
+                                         const OptTensor& lengths, const OptTensor& batch_sizes) {
+  const LayerOptions options = {name, reverse, batch_first, lengths, batch_sizes};
+  const LayerArguments arguments = {input, hx, weight_ih, weight_hh, bias_ih_, bias_hh_, options};
+  const auto nonlinearity = check_layer_forward(arguments);
+  const StepTables tables(input, options);
+  const auto bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
+  auto [output, h_n] = empty_layer_outputs(arguments);
+  clear_padding(output, options);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), "rnn_layer",
+                                  [&, &output = output, &h_n = h_n] {
+                                    LayerForwardParams<scalar_t> p{};
+                                    p.steps = tables.steps();
+                                    p.reverse = reverse;
+                                    p.weights = {as_matrix<scalar_t>(weight_ih),
+                                                 as_matrix<scalar_t>(weight_hh),
+                                                 as_pointer<scalar_t>(bias_ih),
+                                                 as_pointer<scalar_t>(bias_hh),
+                                                 weight_ih.size(1),
+                                                 weight_hh.size(1),
+                                                 nonlinearity};
+                                    p.input = as_rows<const scalar_t>(input, options);
+                                    p.hx = as_matrix<scalar_t>(hx);
+                                    p.output = as_rows<scalar_t>(output, options);
+                                    p.h_n = as_pointer<scalar_t>(h_n);
+                                    cpu::rnn_layer_forward(p);
+                                  });
+  return {output, h_n};
+}
+
+std::vector<Tensor> rnn_layer_backward_cpu(const OptTensor& grad_output, const OptTensor& grad_h_n,
+                                           const Tensor& output_, const OptTensor& input, const OptTensor& hx_,
+                                           const OptTensor& weight_ih, const OptTensor& weight_hh,
+                                           std::string_view name, LayerOutputMask output_mask, bool reverse,
+                                           bool batch_first, const OptTensor& lengths, const OptTensor& batch_sizes) {
+  const LayerOptions options = {name, reverse, batch_first, lengths, batch_sizes};
+  const LayerBackwardArguments arguments = {grad_output, grad_h_n,  output_, input,      hx_,
+                                            weight_ih,   weight_hh, options, output_mask};
+  const auto nonlinearity = check_layer_backward(arguments);
+  const StepTables tables(output_, options);
+  const auto output = unit_columns(output_);
+  const auto hx = unit_columns(hx_);
+  const auto gradients = empty_layer_gradients(arguments);
+  if (gradients[kLayerGradInput].defined()) clear_padding(gradients[kLayerGradInput], options);
+  std::vector<Tensor> asked;
+  for (const auto& gradient : gradients) {
+    if (gradient.defined()) asked.push_back(gradient);
+  }
+  if (asked.empty()) return asked;
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_layer_backward", [&] {
+    const auto& grad_bias = gradients[gradients[kLayerGradBiasIh].defined() ? kLayerGradBiasIh : kLayerGradBiasHh];
+    LayerBackwardParams<scalar_t> p{};
+    p.steps = tables.steps();
+    p.reverse = reverse;
+    p.weights.weight_ih = as_matrix<scalar_t>(weight_ih);
+    p.weights.weight_hh = as_matrix<scalar_t>(weight_hh);
+    p.weights.input_size = input.has_value() ? input->size(-1) : weight_ih.has_value() ? weight_ih->size(1) : 0;
+    p.weights.hidden_size = output.size(-1);
+    p.weights.nonlinearity = nonlinearity;
+    p.grad_output = as_rows<const scalar_t>(grad_output.value_or(Tensor()), options);
+    p.grad_h_n = as_matrix<scalar_t>(grad_h_n);
+    p.output = as_rows<const scalar_t>(output, options);
+    p.input = as_rows<const scalar_t>(input.value_or(Tensor()), options);
+    p.hx = as_matrix<scalar_t>(hx);
+    p.grad_input = as_rows<scalar_t>(gradients[kLayerGradInput], options);
+    p.grad_hx = as_pointer<scalar_t>(gradients[kLayerGradHx]);
+    p.grad_weight_ih = as_pointer<scalar_t>(gradients[kLayerGradWeightIh]);
+    p.grad_weight_hh = as_pointer<scalar_t>(gradients[kLayerGradWeightHh]);
+    p.grad_bias = as_pointer<scalar_t>(grad_bias);
+    cpu::rnn_layer_backward(p);
+  });
+  if (gradients[kLayerGradBiasIh].defined() && gradients[kLayerGradBiasHh].defined()) {
+    gradients[kLayerGradBiasHh].copy_(gradients[kLayerGradBiasIh]);
+  }
+  return asked;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(rnn_ext, CPU, m) {
+  m.impl("rnn_layer", &rnn_layer_cpu);
+  m.impl("rnn_layer_backward", &rnn_layer_backward_cpu);
+}
+
+}  // namespace rnn_ext
