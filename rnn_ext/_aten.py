@@ -137,52 +137,47 @@ def _through_activation(grad_output: Tensor, output: Tensor, nonlinearity: str) 
 
 
 class _Rows(NamedTuple):
-    """A sequence as packed data: a row for each row of each step, in the order in which the steps are computed.
+    """A sequence as rows of packed data, the rows of each step together, in the order in which steps are computed.
 
-    A step's rows are the first of the step before, so that rows whose sequence has ended take no part. Padding, the
-    order of the steps in memory and the order of the batch are all in the indices; None stands for the identity.
+    A step has the first so many rows of the batch. The others, and those that `there` leaves out, keep their state.
     """
 
     shape: tuple[int, ...]  # of the data, without the features
     sizes: list[int]  # rows a step
-    order: Tensor | None  # of each packed row, the place in the data
-    places: Tensor | None  # of each row of the data, the packed row; for padding a row of zeros that follows the last
-    batch: Tensor | None  # of each row of the first step, the row of hx; after those, rows of no step
-    transposed: bool = False  # without indices: the batch is the first dimension of the data
-    flipped: bool = False  # and the steps run backwards
+    batch: int
+    order: Tensor | None = None  # where each row lies in data that is packed; backwards twice is forwards
+    there: Tensor | None = None  # (T B, 1): which rows lengths leave
+    transposed: bool = False  # data that is not packed has the batch first
+    flipped: bool = False  # and is computed backwards
 
     def pack(self, data: Tensor) -> Tensor:
+        """Zeros in padding, which is read nowhere else."""
+        if len(self.shape) == 1:
+            return data if self.order is None else data.index_select(0, self.order)
         if self.transposed:
             data = data.transpose(0, 1)
         if self.flipped:
             data = data.flip(0)
-        if len(self.shape) == 2:
-            data = data.flatten(0, 1)
-        return data if self.order is None else data.index_select(0, self.order)
+        data = data.reshape(data.size(0) * data.size(1), data.size(-1))
+        return data if self.there is None else data.masked_fill(~self.there, 0)
 
-    def unpack(self, packed: Tensor) -> Tensor:
-        if self.places is not None:
-            padded = torch.cat([packed, packed.new_zeros(1, packed.size(-1))])
-            return torch.unflatten(padded.index_select(0, self.places), 0, self.shape)
+    def unpack(self, rows: Tensor) -> Tensor:
         if len(self.shape) == 1:
-            return packed
-        data = torch.unflatten(packed, 0, self.shape[::-1] if self.transposed else self.shape)
+            return rows if self.order is None else rows.index_select(0, self.order)
+        data = rows.reshape(*(self.shape[::-1] if self.transposed else self.shape), rows.size(-1))
         if self.flipped:
             data = data.flip(0)
         return data.transpose(0, 1).contiguous() if self.transposed else data
 
-    def sort(self, states: Tensor) -> Tensor:
-        return states if self.batch is None else states.index_select(0, self.batch)
+    def steps(self, rows: Tensor) -> Sequence[Tensor]:
+        return torch.split(rows, self.sizes)
 
-    def unsort(self, states: Tensor) -> Tensor:
-        return states if self.batch is None else states.index_select(0, self.batch.argsort())
+    def masks(self) -> Sequence[Tensor | None]:
+        return [None] * len(self.sizes) if self.there is None else self.steps(self.there)
 
 
-def _rows(
-    data: Tensor, reverse: bool, batch_first: bool, lengths: Tensor | None, batch_sizes: Tensor | None
-) -> tuple[_Rows, int]:
-    """The rows of the data, which is input or output, and how many hx has."""
-    device = data.device
+def _rows(data: Tensor, reverse: bool, batch_first: bool, lengths: Tensor | None, batch_sizes: Tensor | None) -> _Rows:
+    """The rows of the data, which is input or output."""
     if batch_sizes is not None:
         sizes = batch_sizes.tolist()
         if not sizes or sum(sizes) != data.size(0):
@@ -192,21 +187,22 @@ def _rows(
             row, step = torch.arange(sizes[0]), torch.arange(len(sizes)).unsqueeze(1)
             there = row < batch_sizes.unsqueeze(1)
             starts = batch_sizes.cumsum(0) - batch_sizes
-            order = (starts[(there.sum(0) - 1 - step).clamp(min=0)] + row)[there].to(device)
-        return _Rows((data.size(0),), sizes, order, order, None), sizes[0]  # run backwards twice is forwards
-
+            order = (starts[(there.sum(0) - 1 - step).clamp(min=0)] + row)[there].to(data.device)
+        return _Rows((data.size(0),), sizes, sizes[0], order)
     steps, batch = (data.size(1), data.size(0)) if batch_first else (data.size(0), data.size(1))
-    if lengths is None:
-        shape = (data.size(0), data.size(1))
-        return _Rows(shape, [batch] * steps, None, None, None, batch_first, reverse), batch
-    descending, rows = lengths.sort(descending=True, stable=True)
-    step = torch.arange(steps).unsqueeze(1)
-    there = step < descending
-    step_of = descending - 1 - step if reverse else step
-    order = (rows * steps + step_of if batch_first else step_of * batch + rows)[there]
-    places = torch.full((steps * batch,), order.numel()).index_copy_(0, order, torch.arange(order.numel()))
-    sizes = [size for size in there.sum(1).tolist() if size]
-    return _Rows(tuple(data.shape[:2]), sizes, order.to(device), places.to(device), rows.to(device)), batch
+    mask = None
+    if lengths is not None:
+        mask = torch.arange(steps).unsqueeze(1) < lengths
+        mask = (mask.flip(0) if reverse else mask).reshape(steps * batch, 1).to(data.device)
+    return _Rows((data.size(0), data.size(1)), [batch] * steps, batch, None, mask, batch_first, reverse)
+
+
+def _updated(states: Tensor, of_step: Tensor, mask: Tensor | None) -> Tensor:
+    """The states of all rows, with the new ones of the rows of a step."""
+    size = of_step.size(0)
+    if mask is not None:
+        of_step = torch.where(mask, of_step, states[:size])
+    return of_step if size == states.size(0) else torch.cat([of_step, states[size:]])
 
 
 def rnn_layer(
@@ -230,29 +226,19 @@ def rnn_layer(
         raise RuntimeError(f"input must have {3 if batch_sizes is None else 2} dimensions, got {input.dim()}")
     if (input.size(1 if batch_first else 0) if batch_sizes is None else batch_sizes.numel()) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    rows, batch = _rows(input, reverse, batch_first, lengths, batch_sizes)
-    if batch_sizes is None:
-        first = input.select(1 if batch_first else 0, 0)
-    else:
-        first = input[:batch]
+    rows = _rows(input, reverse, batch_first, lengths, batch_sizes)
+    first = input[: rows.batch] if batch_sizes is not None else input.select(1 if batch_first else 0, 0)
     if not torch.compiler.is_compiling():
         _C.check_sizes(first, hx, weight_ih, weight_hh)
     _check(first, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
     if hx is None:  # zeros that are multiplied, so that the gradient of weight_hh is zeros and not None
-        hx = torch.zeros(batch, weight_hh.size(1), dtype=input.dtype, device=input.device)
+        hx = torch.zeros(rows.batch, weight_hh.size(1), dtype=input.dtype, device=input.device)
 
-    packed, states = rows.pack(input), rows.sort(hx)
     weights = (weight_ih, weight_hh, bias_ih, bias_hh)
-    if _whole_takes(bias_ih, bias_hh, nonlinearity) and rows.sizes:
-        output, h_n = _in_whole(packed, rows, states, *weights, nonlinearity)
-    else:
-        output, h_n = _in_parts(packed, rows.sizes, states, *weights, nonlinearity)
-    return rows.unpack(output), rows.unsort(h_n)
-
-
-def _whole_takes(bias_ih: Tensor | None, bias_hh: Tensor | None, nonlinearity: str) -> bool:
-    """Whether ATen's own layer, which cuDNN may run, computes this."""
-    return nonlinearity in ("tanh", "relu") and (bias_ih is None) == (bias_hh is None) and not transforms_active()
+    whole = nonlinearity != "sigmoid" and lengths is None and (bias_ih is None) == (bias_hh is None)
+    compute = _in_whole if whole and not transforms_active() else _in_parts
+    output, h_n = compute(rows.pack(input), rows, hx, *weights, nonlinearity)
+    return rows.unpack(output), h_n
 
 
 def transforms_active() -> bool:
@@ -270,21 +256,22 @@ def _in_whole(
     bias_hh: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    whole: Any = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
+    """ATen's own layer, which may be cuDNN's."""
+    layer: Any = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
     weights = [t for t in (weight_ih, weight_hh, bias_ih, bias_hh) if t is not None]
-    active = rows.sizes[0]
     # cuDNN has no backward for layers that were not in training. There is no dropout in one layer.
     options = (weights, bias_ih is not None, 1, 0.0, torch.is_grad_enabled(), False)
-    if rows.order is None and len(rows.shape) == 2:
-        output, h_n = whole(torch.unflatten(input, 0, (len(rows.sizes), active)), hx.unsqueeze(0), *options, False)
-        return output.flatten(0, 1), h_n.squeeze(0)
-    output, h_n = whole(input, torch.tensor(rows.sizes), hx[:active].unsqueeze(0), *options)
-    return output, torch.cat([h_n.squeeze(0), hx[active:]])
+    if len(rows.shape) == 1:
+        output, h_n = layer(input, torch.tensor(rows.sizes), hx.unsqueeze(0), *options)
+        return output, h_n.squeeze(0)
+    steps = input.reshape(len(rows.sizes), rows.batch, input.size(-1))
+    output, h_n = layer(steps, hx.unsqueeze(0), *options, False)
+    return output.reshape(input.size(0), hx.size(-1)), h_n.squeeze(0)
 
 
 def _in_parts(
     input: Tensor,
-    sizes: list[int],
+    rows: _Rows,
     hx: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
@@ -292,18 +279,18 @@ def _in_parts(
     bias_hh: Tensor | None,
     nonlinearity: str,
 ) -> tuple[Tensor, Tensor]:
-    """Out of functional operators, on packed rows; one product for all rows of the input."""
+    """Functional operators, which know every transform; one product for all rows of the input."""
     z = F.linear(input, weight_ih, bias_ih)
     h = hx
     outputs = []
-    ended = []
-    for z_t in torch.split(z, sizes) if sizes else ():
-        if z_t.size(0) < h.size(0):
-            ended.append(h[z_t.size(0) :])
-            h = h[: z_t.size(0)]
-        h = _ACTIVATIONS[nonlinearity](z_t + F.linear(h, weight_hh, bias_hh))
-        outputs.append(h)
-    return torch.cat(outputs) if outputs else z, torch.cat([h, *reversed(ended)])
+    for z_t, mask in zip(rows.steps(z), rows.masks(), strict=True):
+        before = h[: z_t.size(0)]
+        if mask is not None:  # zeros where the product is dropped: no NaN that gradients of 0 would be multiplied with
+            before = before.masked_fill(~mask, 0)
+        h_t = _ACTIVATIONS[nonlinearity](z_t + F.linear(before, weight_hh, bias_hh))
+        outputs.append(h_t if mask is None else h_t.masked_fill(~mask, 0))
+        h = _updated(h, h_t, mask)
+    return torch.cat(outputs), h
 
 
 def rnn_layer_backward(
@@ -327,40 +314,42 @@ def rnn_layer_backward(
     An absent gradient stands for zeros.
     """
     want_input, want_hx, want_weight_ih, want_weight_hh, *want_biases = output_mask
-    rows, batch = _rows(output, reverse, batch_first, lengths, batch_sizes)
-    packed_output = rows.pack(output)
-    outputs: Sequence[Tensor] = torch.split(packed_output, rows.sizes) if rows.sizes else ()
-    grads: Sequence[Tensor | None] = [None] * len(outputs)
-    if grad_output is not None and rows.sizes:
-        grads = torch.split(rows.pack(grad_output), rows.sizes)
-    # of the rows that end before the step at hand
-    grad_ends = output.new_zeros(batch, output.size(-1)) if grad_h_n is None else rows.sort(grad_h_n)
+    rows = _rows(output, reverse, batch_first, lengths, batch_sizes)
+    masks = rows.masks()
+    outputs = rows.steps(rows.pack(output))
+    grads = [None] * len(outputs) if grad_output is None else rows.steps(rows.pack(grad_output))
+    zeros = output.new_zeros(rows.batch, output.size(-1))
 
-    grad_h = grad_ends[:0]
-    grads_z: list[Tensor] = []
-    for grad_t, h_t in zip(reversed(grads), reversed(outputs), strict=True):
-        if grads_z:
+    grad_h = zeros if grad_h_n is None else grad_h_n
+    grads_z = []
+    for t in reversed(range(len(outputs))):
+        grad_t, mask = grads[t], masks[t]
+        before = grad_h[: rows.sizes[t]]
+        grad_z = _through_activation(before if grad_t is None else grad_t + before, outputs[t], nonlinearity)
+        if mask is not None:
+            grad_z = grad_z.masked_fill(~mask, 0)
+        grads_z.append(grad_z)
+        if t > 0 or want_hx:
             assert weight_hh is not None
-            grad_h = grads_z[-1] @ weight_hh
-        if grad_h.size(0) < h_t.size(0):
-            grad_h = torch.cat([grad_h, grad_ends[grad_h.size(0) : h_t.size(0)]])
-        grads_z.append(_through_activation(grad_h if grad_t is None else grad_t + grad_h, h_t, nonlinearity))
-    grad_z = torch.cat(grads_z[::-1]) if grads_z else packed_output
+            grad_h = _updated(grad_h, grad_z @ weight_hh, mask)
+    grad_z = torch.cat(grads_z[::-1])
 
     gradients = []
     if want_input:
         assert weight_ih is not None
         gradients.append(rows.unpack(grad_z @ weight_ih))
     if want_hx:
-        assert weight_hh is not None
-        grad_h = grads_z[-1] @ weight_hh if grads_z else grad_h
-        gradients.append(rows.unsort(torch.cat([grad_h, grad_ends[grad_h.size(0) :]])))
+        gradients.append(grad_h)
     if want_weight_ih:
         assert input is not None
         gradients.append(grad_z.t() @ rows.pack(input))
     if want_weight_hh:
-        states = torch.zeros_like(grad_ends) if hx is None else rows.sort(hx)
-        before = [h[:size] for h, size in zip((states, *outputs), rows.sizes, strict=False)]
-        gradients.append(grad_z.t() @ (torch.cat(before) if before else states[:0]))
+        h = zeros if hx is None else hx
+        states = []
+        for h_t, mask in zip(outputs, masks, strict=True):
+            before = h[: h_t.size(0)]
+            states.append(before if mask is None else before.masked_fill(~mask, 0))
+            h = _updated(h, h_t, mask)
+        gradients.append(grad_z.t() @ torch.cat(states))
     gradients.extend(grad_z.sum(0) for want in want_biases if want)
     return gradients

@@ -69,13 +69,13 @@ def through_composition(*tensors, nonlinearity="tanh", reverse=False, batch_firs
 
 def through_steps(*tensors, nonlinearity="tanh", reverse=False, batch_first=False, lengths=None):
     """The composition as transforms take it, without ATen's own layer."""
-    whole_takes, _aten._whole_takes = _aten._whole_takes, lambda *_: False
+    in_whole, _aten._in_whole = _aten._in_whole, _aten._in_parts
     try:
         return through_composition(
             *tensors, nonlinearity=nonlinearity, reverse=reverse, batch_first=batch_first, lengths=lengths
         )
     finally:
-        _aten._whole_takes = whole_takes
+        _aten._in_whole = in_whole
 
 
 ENTRIES = {"function": through_function, "composition": through_composition, "steps": through_steps}

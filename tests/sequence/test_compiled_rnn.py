@@ -83,8 +83,12 @@ def test_a_compiled_rnn_takes_packed_input_with_graph_breaks_at_worst():
     torch.testing.assert_close(compiled(x)[0].data, rnn(x)[0].data)
 
 
-def test_a_compiled_rnn_takes_lengths_with_graph_breaks_at_worst():
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_rnn_takes_lengths_in_one_graph(backend):
     rnn = seeded(rnn_ext.RNN, 3, 5)
-    x, lengths = torch.randn(6, 4, 3), torch.tensor([3, 6, 0, 2])
-    compiled = torch.compile(lambda x, n: rnn(x, lengths=n), backend="eager")
-    torch.testing.assert_close(compiled(x, lengths), rnn(x, lengths=lengths))
+    x = torch.randn(6, 4, 3)
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(lambda x, n: rnn(x, lengths=n), fullgraph=True, backend=counter)
+    for lengths in (torch.tensor([3, 6, 0, 2]), torch.tensor([1, 1, 5, 6])):
+        torch.testing.assert_close(compiled(x, lengths), rnn(x, lengths=lengths))
+    assert counter.frame_count == 1
