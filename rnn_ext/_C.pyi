@@ -16,6 +16,19 @@ def rnn_cell(
     bias_hh: object,
     nonlinearity: object,
 ) -> Tensor | None: ...
+def rnn_layer(
+    input: object,
+    hx: object,
+    weight_ih: object,
+    weight_hh: object,
+    bias_ih: object,
+    bias_hh: object,
+    nonlinearity: object,
+    reverse: object,
+    batch_first: object,
+    lengths: object,
+    batch_sizes: object,
+) -> tuple[Tensor, Tensor] | None: ...
 def get_parameters(module: Module, names: tuple[str, ...]) -> tuple[Any, Any, Any, Any]: ...
 def rnn_cell_below_autograd(
     input: Tensor,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch._decomp import register_decomposition
@@ -23,9 +23,9 @@ from . import _aten, functional
 _FORMULAS: dict[str, Callable[..., Any]] = {
     "rnn_cell": _aten.rnn_cell_in_parts,
     "rnn_cell_backward": _aten.rnn_cell_backward,
+    "rnn_layer": _aten.rnn_layer,
+    "rnn_layer_backward": _aten.rnn_layer_backward,
 }
-if hasattr(torch.ops.rnn_ext, "rnn_layer"):
-    _FORMULAS |= {"rnn_layer": _aten.rnn_layer, "rnn_layer_backward": _aten.rnn_layer_backward}
 
 _log = logging.getLogger(__name__)
 _registrations: dict[str, Callable[[], None]] = {}
@@ -110,9 +110,6 @@ def _register_flops() -> None:
         products = (mask[0], input_size), (mask[1], hidden_size), (mask[2], input_size), (mask[3] and hx, hidden_size)
         return sum(2 * rows_by_hidden_size * columns for asked, columns in products if asked)
 
-    if not hasattr(torch.ops.rnn_ext, "rnn_layer"):
-        return
-
     @register_flop_formula(torch.ops.rnn_ext.rnn_layer)
     def layer_forward(input: Any, hx: Any, weight_ih: Any, weight_hh: Any, *_: Any, out_shape: Any, **__: Any) -> int:
         rows_by_hidden_size: int = out_shape[0].numel()
@@ -177,27 +174,29 @@ def _register_fallbacks() -> None:
     FALLBACK_ALLOW_LIST.update(f"rnn_ext::{name}" for name in _FORMULAS)
 
 
-@_once_imported("torch._dynamo.variables.builder")
+@_once_imported("torch._dynamo")
 def _register_rnn() -> None:
     """Dynamo breaks the graph at any nn.RNN, since it would unroll it. Ours is a call of an operator for each layer.
 
-    The setting that says so is for all models: it is set for as long as Dynamo looks at an RNN of ours.
+    The setting that says so is for all models: it is set for as long as Dynamo looks at an RNN of ours. On packed
+    input the graph does break, around each layer: how many rows h_n has is known to batch_sizes alone.
     """
-    from torch._dynamo import config
+    from torch._dynamo import config, disable
     from torch._dynamo.variables.builder import VariableBuilder
 
-    from .rnn import RNN
+    from . import rnn
 
     wrap_module: Any = VariableBuilder.wrap_module
 
     @wraps(wrap_module)
     def wrap_ours_too(self: Any, value: Any) -> Any:
-        if not isinstance(value, RNN):
+        if not isinstance(value, rnn.RNN):
             return wrap_module(self, value)
         with config.patch(allow_rnn=True):
             return wrap_module(self, value)
 
     VariableBuilder.wrap_module = wrap_ours_too  # type: ignore[method-assign]
+    rnn.run_uncompiled = cast(Any, disable)(functional.run_layer)
 
 
 def _register_decompositions() -> None:

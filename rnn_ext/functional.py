@@ -14,7 +14,6 @@ _FUSED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _FUSED_DEVICES = ("cpu", "cuda") if _C.cuda_built else ("cpu",)
 # The tensor subclasses for which the operators have rules; DTensor joins them when it is imported.
 SUBCLASSES: list[type] = [FakeTensor]
-_layer = getattr(_C, "rnn_layer", None)
 
 
 def rnn_cell(
@@ -202,15 +201,15 @@ def run_layer(
     compiling = torch.compiler.is_compiling()
     result: tuple[Tensor, Tensor] | None
     if not compiling:
-        if _layer is not None:
-            result = _layer(*arguments, *options)
-            if result is not None:
-                return result
+        result = _C.rnn_layer(*arguments, *options)
+        if result is not None:
+            return result
         if has_torch_function(arguments):
             result = handle_torch_function(run_layer, arguments, *arguments, *options)
             return result
-    if (compiling or any(isinstance(t, FakeTensor) for t in arguments)) and _layer is not None:
-        if _operator_takes(*arguments, devices=("cpu",), subclasses=(FakeTensor,)):
-            result = torch.ops.rnn_ext.rnn_layer(*arguments, *options)
-            return result
+    if (compiling or any(isinstance(t, FakeTensor) for t in arguments)) and _operator_takes(
+        *arguments, devices=("cpu",), subclasses=(FakeTensor,)
+    ):
+        result = torch.ops.rnn_ext.rnn_layer(*arguments, *options)
+        return result
     return _aten.rnn_layer(*arguments, *options)

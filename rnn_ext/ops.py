@@ -155,6 +155,5 @@ def _register(op: Any, node: Any, formula: Callable[..., Any]) -> None:
 _library = cast(Any, torch.library).Library("rnn_ext", "IMPL")
 _register(torch.ops.rnn_ext.rnn_cell.default, _RNNCell, _aten.rnn_cell)
 _register(torch.ops.rnn_ext.rnn_cell_backward.default, _RNNCellBackward, _aten.rnn_cell_backward)
-if hasattr(torch.ops.rnn_ext, "rnn_layer"):
-    _register(torch.ops.rnn_ext.rnn_layer.default, _RNNLayer, _aten.rnn_layer)
-    _register(torch.ops.rnn_ext.rnn_layer_backward.default, _RNNLayerBackward, _aten.rnn_layer_backward)
+_register(torch.ops.rnn_ext.rnn_layer.default, _RNNLayer, _aten.rnn_layer)
+_register(torch.ops.rnn_ext.rnn_layer_backward.default, _RNNLayerBackward, _aten.rnn_layer_backward)

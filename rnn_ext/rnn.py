@@ -9,7 +9,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _C, _aten
-from .functional import _layer, checked_lengths, run_layer
+from .functional import checked_lengths, run_layer
+
+# For packed input, which Dynamo leaves alone: see _integrations.py.
+run_uncompiled = run_layer
 
 _FIRST = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "RNN_SIGMOID": "sigmoid"}
@@ -101,12 +104,13 @@ class RNN(nn.RNN):
             and len(self._all_weights) == 1
             and (hx is None or hx.dim() == 3)
             and self.mode in _NONLINEARITIES
-            and _layer is not None
         ):
             state = None if hx is None else hx.squeeze(0)
             first = _C.get_parameters(self, _FIRST) if self.bias else self._read(0)
             try:
-                result = _layer(input, state, *first, _NONLINEARITIES[self.mode], False, self.batch_first, None, None)
+                result = _C.rnn_layer(
+                    input, state, *first, _NONLINEARITIES[self.mode], False, self.batch_first, None, None
+                )
                 if result is not None:
                     return result[0], result[1].unsqueeze(0)
             except RuntimeError:  # which comes again, in nn.RNN's words
@@ -139,10 +143,7 @@ class RNN(nn.RNN):
             input, batch_sizes, sorted_indices, unsorted_indices = given
             if hx is not None:
                 state = hx if sorted_indices is None else hx.index_select(1, sorted_indices)
-                batch = state.size(1) if compiling else int(batch_sizes[0])  # there the operator looks
-            elif compiling and sorted_indices is not None:  # the operator's h_n needs a size that is known
-                batch = sorted_indices.size(0)
-                state = input.new_zeros(places, batch, self.hidden_size)
+                batch = state.size(1) if compiling else int(batch_sizes[0])  # there the layer looks
             fits = input.dim() == 2
         else:
             input = given
@@ -182,6 +183,7 @@ class RNN(nn.RNN):
         directions = 2 if self.bidirectional else 1
         states = [None] * len(weights) if hx is None else hx.unbind(0)
         ends = []
+        run = run_layer if batch_sizes is None else run_uncompiled
         transposed = batch_first and self.num_layers > 1
         if transposed:  # dropout draws its masks over (T, B, H), as in nn.RNN
             input = input.transpose(0, 1)
@@ -192,7 +194,7 @@ class RNN(nn.RNN):
             outputs = []
             for direction in range(directions):
                 place = layer * directions + direction
-                output, h_n = run_layer(
+                output, h_n = run(
                     input,
                     states[place],
                     *weights[place],

@@ -122,14 +122,17 @@ def test_inputs_of_any_strides_give_what_nn_rnn_gives():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @every_hx
-def test_other_dtypes_give_what_nn_rnn_gives(dtype, hx):
-    """Products of few terms, so that both round the same sums; in 16 bits up to the last place."""
+def test_other_dtypes_are_as_accurate_as_nn_rnn(dtype, hx):
+    """In 16 bits nn.RNN rounds each sum, and ours the state alone: at worst they are one last place apart."""
     rnns = pair(I, H, 2, dtype=dtype, bidirectional=True)
     x = torch.randn(T, B, I).to(dtype)
     state = states(rnns[0], B, dtype=dtype) if hx else None
-    theirs, ours = (rnn(x, state) for rnn in rnns)
-    assert ours[0].dtype == dtype
-    torch.testing.assert_close(ours, theirs)
+    results = [values_and_gradients(rnn, x, state) for rnn in rnns]
+    exact = values_and_gradients(rnns[0].double(), x.double(), None if state is None else state.double())
+    for theirs, ours, true in zip(*results, exact, strict=True):
+        assert ours.dtype == dtype
+        errors = [(t.double() - true).abs().max() for t in (ours, theirs)]
+        assert errors[0] <= 2 * errors[1] + torch.finfo(dtype).eps * true.abs().max()
 
 
 def test_sigmoid_is_the_logistic_function():
