@@ -2,6 +2,9 @@
 // lie along the lanes and elements of A are broadcast, so that no lanes are ever summed. All in the accumulation type.
 //
 // C's rows are padded to whole vectors, as are the panels, whose padding is zero.
+//
+// What is multiplied is a word: an element of the accumulation type (Singles), or a pair of bfloat16
+// (panel_pairs-inl.h).
 #pragma once
 
 template <typename S>
@@ -53,12 +56,56 @@ INLINE typename Vec::V load_strided(const T* p, int64_t stride, int64_t n) {
   return Vec::load(buffer);
 }
 
-// Panels [begin, end): panel[k, c] = m[k · inner_stride + c · col_stride], of the `cols` columns that there are.
+// The terms of a sum one by one.
 template <typename T>
-void pack_panels(const T* m, int64_t inner_stride, int64_t col_stride, int64_t inner, int64_t cols, int64_t begin,
-                 int64_t end, acc_t<T>* packed) {
+struct Singles {
   using S = acc_t<T>;
   using Vec = typename VecOf<T>::type;
+  using V = typename Vec::V;
+
+  static INLINE V add(V x, V m, V sum) { return Vec::fma(x, m, sum); }
+  static INLINE int64_t words(int64_t terms) { return terms; }
+  // The memory that rows of A take as words, besides their own, and these words.
+  static INLINE int64_t operand_size(int64_t /*rows*/, int64_t /*terms*/) { return 0; }
+  static INLINE const S* operand(const S* a, int64_t stride, int64_t /*rows*/, int64_t /*terms*/, S* /*memory*/,
+                                 int64_t* words_stride) {
+    *words_stride = stride;
+    return a;
+  }
+  static void pack(const T* m, int64_t inner_stride, int64_t col_stride, int64_t inner, int64_t cols, int64_t begin,
+                   int64_t end, S* packed);
+
+  // For sums over the rows of A: see below.
+  static void pack_strip(const S* a, int64_t stride, int64_t rows, S* strip);
+
+  // Rows of a panel that come one by one, from anywhere; null stands for zeros.
+  class PanelWriter {
+   public:
+    PanelWriter(S* panel, int64_t cols, int vectors, int64_t col_stride)
+        : to_(panel), cols_(cols), vectors_(vectors), col_stride_(col_stride) {}
+
+    INLINE void add(const T* row) {
+      UNROLL for (int j = 0; j < 2; ++j) {
+        if (j == vectors_) break;
+        const int64_t col = j * Vec::kLanes;
+        Vec::store(to_ + col, row ? load_strided<Vec>(row + col * col_stride_, col_stride_, cols_ - col) : Vec::zero());
+      }
+      to_ += vectors_ * Vec::kLanes;
+    }
+    void finish() {}
+
+   private:
+    S* to_;
+    const int64_t cols_;
+    const int vectors_;
+    const int64_t col_stride_;
+  };
+};
+
+// Panels [begin, end): panel[k, c] = m[k · inner_stride + c · col_stride], of the `cols` columns that there are.
+template <typename T>
+void Singles<T>::pack(const T* m, int64_t inner_stride, int64_t col_stride, int64_t inner, int64_t cols, int64_t begin,
+                      int64_t end, S* packed) {
   constexpr int kLanes = Vec::kLanes, kWidth = PanelsOf<S>::kWidth;
   for (int64_t p = begin; p < end; ++p) {
     const int vectors = panel_vectors<S>(cols, p), width = vectors * kLanes;
@@ -88,12 +135,30 @@ void pack_panels(const T* m, int64_t inner_stride, int64_t col_stride, int64_t i
   }
 }
 
+// Columns of A side by side, so that a tile reads them one after another: strip[r, i] = a[r, i].
+template <typename T>
+void Singles<T>::pack_strip(const S* a, int64_t stride, int64_t rows, S* strip) {
+  constexpr int kStrip = PanelsOf<S>::kRows, kLanes = PanelsOf<S>::kLanes;
+  // What is too much in a row's last vector, the next row writes over; the last row must not write into another strip,
+  // which may be another thread's.
+  for (int64_t r = 0; r < rows; ++r) {
+    UNROLL for (int i = 0; i < kStrip; i += kLanes) {
+      const typename Vec::V v = Vec::load(a + r * stride + i);
+      if (kStrip - i < kLanes && r + 1 == rows) {
+        Vec::store(strip + r * kStrip + i, v, kStrip - i);
+      } else {
+        Vec::store(strip + r * kStrip + i, v);
+      }
+    }
+  }
+}
+
 template <typename S>
 struct PanelProduct {
   const S* a;
   int64_t a_stride;
   const S* panels;
-  int64_t inner;
+  int64_t inner;  // words
   const S* init;  // what the products are added to; null: zeros
   int64_t init_stride;
   S* c;
@@ -107,7 +172,7 @@ enum class Parts : int { kOne = 1, kTwo = 2, kFour = 4 };
 INLINE Parts parts_for(int64_t rows) { return rows <= 2 ? Parts::kFour : rows <= 4 ? Parts::kTwo : Parts::kOne; }
 
 // c += a · panel for MR rows, or init + that.
-template <int MR, int NV, int kParts, typename S>
+template <typename Terms, int MR, int NV, int kParts, typename S>
 __attribute__((noinline)) void panel_tile(const S* a, int64_t a_stride, const S* panel, int64_t terms, const S* init,
                                           int64_t init_stride, S* c, int64_t c_stride) {
   using Vec = typename VecOf<S>::type;
@@ -127,7 +192,7 @@ __attribute__((noinline)) void panel_tile(const S* a, int64_t a_stride, const S*
       UNROLL for (int j = 0; j < NV; ++j) b[j] = Vec::load(panel + (s * NV + j) * kLanes);
       UNROLL for (int i = 0; i < MR; ++i) {
         const V x = Vec::set(rows[i / 3][i % 3 * a_stride + s]);
-        UNROLL for (int j = 0; j < NV; ++j) acc[s][i][j] = Vec::fma(x, b[j], acc[s][i][j]);
+        UNROLL for (int j = 0; j < NV; ++j) acc[s][i][j] = Terms::add(x, b[j], acc[s][i][j]);
       }
     }
     UNROLL for (int i = 0; i < (MR + 2) / 3; ++i) {
@@ -139,7 +204,7 @@ __attribute__((noinline)) void panel_tile(const S* a, int64_t a_stride, const S*
     for (int64_t rest = 0; k < terms; ++k, ++rest, panel += NV * kLanes) {
       UNROLL for (int i = 0; i < MR; ++i) {
         const V x = Vec::set(rows[i / 3][i % 3 * a_stride + rest]);
-        UNROLL for (int j = 0; j < NV; ++j) acc[0][i][j] = Vec::fma(x, Vec::load(panel + j * kLanes), acc[0][i][j]);
+        UNROLL for (int j = 0; j < NV; ++j) acc[0][i][j] = Terms::add(x, Vec::load(panel + j * kLanes), acc[0][i][j]);
       }
     }
     UNROLL for (int width = kParts / 2; width > 0; width /= 2) {
@@ -158,18 +223,18 @@ __attribute__((noinline)) void panel_tile(const S* a, int64_t a_stride, const S*
   }
 }
 
-template <int MR, int NV, int kParts, typename S>
+template <typename Terms, int MR, int NV, int kParts, typename S>
 INLINE void panel_tile_of(int64_t height, const S* a, int64_t a_stride, const S* panel, int64_t terms, const S* init,
                           int64_t init_stride, S* c, int64_t c_stride) {
   if (MR == 1 || height == MR) {
-    return panel_tile<MR, NV, kParts>(a, a_stride, panel, terms, init, init_stride, c, c_stride);
+    return panel_tile<Terms, MR, NV, kParts>(a, a_stride, panel, terms, init, init_stride, c, c_stride);
   }
   if constexpr (MR > 1) {
-    panel_tile_of<MR - 1, NV, kParts>(height, a, a_stride, panel, terms, init, init_stride, c, c_stride);
+    panel_tile_of<Terms, MR - 1, NV, kParts>(height, a, a_stride, panel, terms, init, init_stride, c, c_stride);
   }
 }
 
-template <int NV, int kParts, int kMost, typename S>
+template <typename Terms, int NV, int kParts, int kMost, typename S>
 void panel_rows(const PanelProduct<S>& g, int64_t rows, int64_t panel) {
   constexpr int kRun = PanelsOf<S>::kRun, kWidth = PanelsOf<S>::kWidth, kLanes = PanelsOf<S>::kLanes;
   const S* packed = g.panels + panel * kWidth * g.inner;
@@ -183,9 +248,9 @@ void panel_rows(const PanelProduct<S>& g, int64_t rows, int64_t panel) {
     for (int64_t i = 0; i < tiles; ++i) {
       const int64_t rows_of_tile = height + (i < higher);
       const S* add = k > 0 ? c + row * g.c_stride : init ? init + row * g.init_stride : nullptr;
-      panel_tile_of<kMost, NV, kParts>(rows_of_tile, g.a + row * g.a_stride + k, g.a_stride, packed + k * NV * kLanes,
-                                       terms, add, k > 0 ? g.c_stride : g.init_stride, c + row * g.c_stride,
-                                       g.c_stride);
+      panel_tile_of<Terms, kMost, NV, kParts>(rows_of_tile, g.a + row * g.a_stride + k, g.a_stride,
+                                              packed + k * NV * kLanes, terms, add, k > 0 ? g.c_stride : g.init_stride,
+                                              c + row * g.c_stride, g.c_stride);
       row += rows_of_tile;
     }
     k += terms;
@@ -193,7 +258,7 @@ void panel_rows(const PanelProduct<S>& g, int64_t rows, int64_t panel) {
 }
 
 // The panels [begin, end) of so many rows of C.
-template <typename S>
+template <typename Terms, typename S>
 void panel_product(const PanelProduct<S>& g, int64_t rows, int64_t begin, int64_t end, Parts parts) {
   if (rows <= 0) return;
   constexpr int kRows = PanelsOf<S>::kRows, kFewer = kRows / 3, kFewest = kRows >= 12 ? 2 : 1;
@@ -201,13 +266,13 @@ void panel_product(const PanelProduct<S>& g, int64_t rows, int64_t begin, int64_
     const bool wide = panel_vectors<S>(g.cols, p) == 2;
     switch (parts) {
       case Parts::kOne:
-        wide ? panel_rows<2, 1, kRows>(g, rows, p) : panel_rows<1, 1, kRows>(g, rows, p);
+        wide ? panel_rows<Terms, 2, 1, kRows>(g, rows, p) : panel_rows<Terms, 1, 1, kRows>(g, rows, p);
         break;
       case Parts::kTwo:
-        wide ? panel_rows<2, 2, kFewer>(g, rows, p) : panel_rows<1, 2, 2 * kFewer>(g, rows, p);
+        wide ? panel_rows<Terms, 2, 2, kFewer>(g, rows, p) : panel_rows<Terms, 1, 2, 2 * kFewer>(g, rows, p);
         break;
       case Parts::kFour:
-        wide ? panel_rows<2, 4, kFewest>(g, rows, p) : panel_rows<1, 4, 2 * kFewest>(g, rows, p);
+        wide ? panel_rows<Terms, 2, 4, kFewest>(g, rows, p) : panel_rows<Terms, 1, 4, 2 * kFewest>(g, rows, p);
         break;
     }
   }

@@ -5,7 +5,7 @@
 // must not depend on the division.
 #pragma once
 
-template <typename T>
+template <typename T, typename Terms>
 struct BackwardMemory {
   using S = acc_t<T>;
   static constexpr int kStrip = PanelsOf<S>::kRows;  // rows of dW that a tile computes
@@ -19,7 +19,8 @@ struct BackwardMemory {
   S *dw, *du;   // in panels of kWidth columns of a row for each row of dZᵀ
   S* db;
   S* panel;  // a thread's: a panel of X or H
-  S* rows;   // a thread's chunk
+  S* rows;   // a thread's chunk of rows
+  S* words;  // a thread's: rows of dz, as they are multiplied
 
   BackwardMemory(const LayerBackwardParams<T>& p, const Division& division, int thread, Memory<S>& memory) {
     constexpr int kWidth = PanelsOf<S>::kWidth;
@@ -28,26 +29,29 @@ struct BackwardMemory {
     stride = padded_stride<S>(H);
     x_stride = padded_stride<S>(I > H ? I : H);
     strips = (H + kStrip - 1) / kStrip;
-    w = memory.take(p.grad_input.data ? panels_size<S>(I, H) : 0);
-    u = memory.take(panels_size<S>(H, H));
+    w = memory.take(p.grad_input.data ? panels_size<S>(I, Terms::words(H)) : 0);
+    u = memory.take(panels_size<S>(H, Terms::words(H)));
     grad_h_n = memory.take(B * stride);
     last = memory.take(B * stride);
     dz = memory.take(rows_of_block * stride + kWidth);  // read in whole vectors, whatever their place
-    strip = memory.take(wants_weights(p) ? strips * kStrip * rows_of_block + kWidth : 0);
+    strip = memory.take(wants_weights(p) ? strips * kStrip * Terms::words(rows_of_block) + kWidth : 0);
     dw = memory.take(p.grad_weight_ih ? panel_count<S>(I) * kWidth * strips * kStrip : 0);
     du = memory.take(p.grad_weight_hh ? panel_count<S>(H) * kWidth * strips * kStrip : 0);
     db = memory.take(p.grad_bias ? panel_count<S>(H) * kWidth : 0);
-    panel = memory.take(division.threads() * rows_of_block * kWidth) + thread * rows_of_block * kWidth;
+    panel = memory.take(division.threads() * Terms::words(rows_of_block) * kWidth) +
+            thread * Terms::words(rows_of_block) * kWidth;
     rows = memory.take(division.threads() * kChunkRows * x_stride) + thread * kChunkRows * x_stride;
+    const int64_t most_words = Terms::operand_size(kChunkRows > B ? kChunkRows : B, H);
+    words = memory.take(most_words * division.threads()) + most_words * thread;
   }
 
   static bool wants_weights(const LayerBackwardParams<T>& p) { return p.grad_weight_ih || p.grad_weight_hh; }
 };
 
-template <typename T>
+template <typename T, typename Terms>
 int64_t layer_backward_memory(const LayerBackwardParams<T>& p, const Division& division) {
   Memory<acc_t<T>> memory(nullptr);
-  const BackwardMemory<T> counted(p, division, 0, memory);
+  const BackwardMemory<T, Terms> counted(p, division, 0, memory);
   return memory.used();
 }
 
@@ -86,39 +90,20 @@ void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, i
   }
 }
 
-// Columns of dz side by side, so that a tile reads them one after another: strip[r, i] = dz[r, i].
-template <typename S>
-void pack_strip(const S* dz, int64_t stride, int64_t rows, S* strip) {
-  using Vec = typename PanelsOf<S>::Vec;
-  constexpr int kStrip = PanelsOf<S>::kRows, kLanes = PanelsOf<S>::kLanes;
-  // What is too much in a row's last vector, the next row writes over; the last row must not write into another strip,
-  // which may be another thread's.
-  for (int64_t r = 0; r < rows; ++r) {
-    UNROLL for (int i = 0; i < kStrip; i += kLanes) {
-      const typename Vec::V v = Vec::load(dz + r * stride + i);
-      if (kStrip - i < kLanes && r + 1 == rows) {
-        Vec::store(strip + r * kStrip + i, v, kStrip - i);
-      } else {
-        Vec::store(strip + r * kStrip + i, v);
-      }
-    }
-  }
-}
-
 // c[i, :] += Σ_r strip[r, i] · panel[r, :], for the rows of a strip.
-template <int NV, typename S>
-__attribute__((noinline)) void weights_tile(const S* strip, const S* panel, int64_t rows, S* c) {
+template <typename Terms, int NV, typename S>
+__attribute__((noinline)) void weights_tile(const S* strip, const S* panel, int64_t words, S* c) {
   using Vec = typename PanelsOf<S>::Vec;
   using V = typename Vec::V;
   constexpr int kStrip = PanelsOf<S>::kRows, kLanes = PanelsOf<S>::kLanes;
   V acc[kStrip][NV];
   UNROLL for (int i = 0; i < kStrip; ++i) { UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::zero(); }
-  for (int64_t r = 0; r < rows; ++r, strip += kStrip, panel += NV * kLanes) {
+  for (int64_t r = 0; r < words; ++r, strip += kStrip, panel += NV * kLanes) {
     V b[NV];
     UNROLL for (int j = 0; j < NV; ++j) b[j] = Vec::load(panel + j * kLanes);
     UNROLL for (int i = 0; i < kStrip; ++i) {
       const V x = Vec::set(strip[i]);
-      UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::fma(x, b[j], acc[i][j]);
+      UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Terms::add(x, b[j], acc[i][j]);
     }
   }
   UNROLL for (int i = 0; i < kStrip; ++i) {
@@ -130,7 +115,7 @@ __attribute__((noinline)) void weights_tile(const S* strip, const S* panel, int6
 }
 
 // One worker's backward pass. Groups and their rows are as in the forward pass.
-template <typename T>
+template <typename T, typename Terms>
 class LayerBackwardPass {
   using S = acc_t<T>;
   using Vec = typename PanelsOf<S>::Vec;
@@ -172,9 +157,9 @@ class LayerBackwardPass {
     const Matrix<T>& W = p_.weights.weight_ih;
     const Matrix<T>& U = p_.weights.weight_hh;
     const Columns<S> hidden(H_, worker_.thread, threads_), input(I_, worker_.thread, threads_);
-    pack_panels(U.data, U.row_stride, U.col_stride, H_, H_, hidden.first_panel, hidden.last_panel, m_.u);
+    Terms::pack(U.data, U.row_stride, U.col_stride, H_, H_, hidden.first_panel, hidden.last_panel, m_.u);
     if (m_.w && p_.grad_input.data) {
-      pack_panels(W.data, W.row_stride, W.col_stride, H_, I_, input.first_panel, input.last_panel, m_.w);
+      Terms::pack(W.data, W.row_stride, W.col_stride, H_, I_, input.first_panel, input.last_panel, m_.w);
     }
     load_matrix(p_.grad_h_n, p_.steps, walk_.first_row, walk_.rows, H_, own_.begin, own_.end,
                 m_.grad_h_n + walk_.first_row * m_.stride, m_.stride);
@@ -198,8 +183,7 @@ class LayerBackwardPass {
       S* const own_rows = dz + walk_.first_row * m_.stride;
       const int64_t rows = walk_.count(s), going_on = walk_.going_on(s + 1);
       const S* const grad_h_n = m_.grad_h_n + walk_.first_row * m_.stride;
-      panel_product<S>({behind, m_.stride, m_.u, H_, nullptr, 0, own_rows, m_.stride, padded<S>(H_)}, going_on,
-                       own_.first_panel, own_.last_panel, parts_);
+      multiply_by_u(behind, going_on, own_rows, m_.stride);
       for (int64_t b = going_on; b < rows; ++b) {
         copy(grad_h_n + b * m_.stride, own_rows + b * m_.stride);
       }
@@ -216,6 +200,14 @@ class LayerBackwardPass {
     return rows_of_block;
   }
 
+  // c = dz U, in this worker's columns.
+  void multiply_by_u(const S* dz, int64_t rows, S* c, int64_t c_stride) const {
+    int64_t words_stride;
+    const S* words = Terms::operand(dz, m_.stride, rows, H_, m_.words, &words_stride);
+    panel_product<Terms, S>({words, words_stride, m_.u, Terms::words(H_), nullptr, 0, c, c_stride, padded<S>(H_)}, rows,
+                            own_.first_panel, own_.last_panel, parts_);
+  }
+
   void copy(const S* from, S* to) const {
     for (int64_t j = own_.begin; j < own_.end; j += kLanes) Vec::store(to + j, Vec::load(from + j));
   }
@@ -225,8 +217,7 @@ class LayerBackwardPass {
     if (!p_.grad_hx) return;
     for (int64_t b = walk_.going_on(s), n; b < walk_.count(s); b += n) {
       n = smaller(kChunkRows, walk_.count(s) - b);
-      panel_product<S>({dz + b * m_.stride, m_.stride, m_.u, H_, nullptr, 0, m_.rows, m_.x_stride, padded<S>(H_)}, n,
-                       own_.first_panel, own_.last_panel, parts_);
+      multiply_by_u(dz + b * m_.stride, n, m_.rows, m_.x_stride);
       for (int64_t i = 0; i < n; ++i) {
         store_row(m_.rows + i * m_.x_stride, H_, own_.begin, own_.end,
                   p_.grad_hx + p_.steps.place(walk_.first_row + b + i) * H_);
@@ -238,7 +229,7 @@ class LayerBackwardPass {
     if (!m_.wants_weights(p_)) return;
     const Share share = share_of(m_.strips, worker_.thread, threads_);
     for (int64_t i = share.begin; i < share.end; ++i) {
-      pack_strip(m_.dz + i * kStrip, m_.stride, rows, m_.strip + i * kStrip * rows);
+      Terms::pack_strip(m_.dz + i * kStrip, m_.stride, rows, m_.strip + i * kStrip * Terms::words(rows));
     }
   }
 
@@ -252,8 +243,11 @@ class LayerBackwardPass {
     while (s < end && b >= whole_.count(s)) b -= whole_.count(s++);
     for (int64_t row = share.begin, n; row < share.end; row += n) {
       n = smaller(kChunkRows, share.end - row);
-      panel_product<S>({m_.dz + row * m_.stride, m_.stride, m_.w, H_, nullptr, 0, m_.rows, m_.x_stride, padded<S>(I_)},
-                       n, 0, panel_count<S>(I_), Parts::kOne);
+      int64_t words_stride;
+      const S* words = Terms::operand(m_.dz + row * m_.stride, m_.stride, n, H_, m_.words, &words_stride);
+      panel_product<Terms, S>(
+          {words, words_stride, m_.w, Terms::words(H_), nullptr, 0, m_.rows, m_.x_stride, padded<S>(I_)}, n, 0,
+          panel_count<S>(I_), Parts::kOne);
       for (int64_t i = 0; i < n; ++i) {
         while (b == whole_.count(s)) ++s, b = 0;
         store_row(m_.rows + i * m_.x_stride, I_, 0, padded<S>(I_), p_.grad_input.at(p_.steps, whole_.time(s), b++));
@@ -277,21 +271,14 @@ class LayerBackwardPass {
     }
   }
 
-  // The block's rows of X, or of H one step before, from column col on: n of them, in `width`.
+  // The block's rows of X, or of H one step before, from a column on of which there are n: in a panel.
   template <typename RowOf>
   void load_panel(int64_t first, int64_t end, int64_t n, int vectors, int64_t col_stride, const RowOf& row_of) {
-    S* to = m_.panel;
+    typename Terms::PanelWriter writer(m_.panel, n, vectors, col_stride);
     for (int64_t s = first; s < end; ++s) {
-      for (int64_t b = 0; b < whole_.count(s); ++b, to += vectors * kLanes) {
-        const T* const from = row_of(s, b);
-        UNROLL for (int j = 0; j < 2; ++j) {
-          if (j == vectors) break;
-          Vec::store(to + j * kLanes, from ? load_strided<typename VecOf<T>::type>(from + j * kLanes * col_stride,
-                                                                                   col_stride, n - j * kLanes)
-                                           : Vec::zero());
-        }
-      }
+      for (int64_t b = 0; b < whole_.count(s); ++b) writer.add(row_of(s, b));
     }
+    writer.finish();
   }
 
   void grad_weights(int64_t first, int64_t end, int64_t rows) {
@@ -320,10 +307,12 @@ class LayerBackwardPass {
   }
 
   void weights_panel(S* sums, int vectors, int64_t rows) {
+    const int64_t words = Terms::words(rows);
     for (int64_t i = 0; i < m_.strips; ++i) {
-      const S* strip = m_.strip + i * kStrip * rows;
+      const S* strip = m_.strip + i * kStrip * words;
       S* const c = sums + i * kStrip * vectors * kLanes;
-      vectors == 2 ? weights_tile<2>(strip, m_.panel, rows, c) : weights_tile<1>(strip, m_.panel, rows, c);
+      vectors == 2 ? weights_tile<Terms, 2>(strip, m_.panel, words, c)
+                   : weights_tile<Terms, 1>(strip, m_.panel, words, c);
     }
   }
 
@@ -350,19 +339,20 @@ class LayerBackwardPass {
   const int64_t I_ = p_.weights.input_size, H_ = p_.weights.hidden_size;
   const int threads_ = division_.threads();
   const int member_;
-  const BackwardMemory<T> m_;
+  const BackwardMemory<T, Terms> m_;
   const Walk whole_, walk_;  // of the whole batch, and of the group's rows
   const Columns<S> own_;
   const Parts parts_ = parts_for(p_.steps.batch);
 };
 
-template <typename T>
+template <typename T, typename Terms>
 void layer_backward(const LayerBackward<T>& job, const Worker& worker) {
   Memory<acc_t<T>> memory(job.memory);
-  LayerBackwardPass<T>(job, worker, memory).run();
+  LayerBackwardPass<T, Terms>(job, worker, memory).run();
 }
 
-template <typename T>
+template <typename T, typename Terms>
 constexpr LayerKernels<T> layer_kernels() {
-  return {&layer_forward_memory<T>, &layer_forward<T>, &layer_backward_memory<T>, &layer_backward<T>};
+  return {&layer_forward_memory<T, Terms>, &layer_forward<T, Terms>, &layer_backward_memory<T, Terms>,
+          &layer_backward<T, Terms>};
 }

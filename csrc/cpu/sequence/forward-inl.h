@@ -3,7 +3,7 @@
 // next step reads it, however the output's rows lie.
 #pragma once
 
-template <typename T>
+template <typename T, typename Terms>
 struct ForwardMemory {
   using S = acc_t<T>;
   int64_t stride, x_stride;
@@ -11,7 +11,8 @@ struct ForwardMemory {
   S* begin;  // (B): hx
   S* last;   // a group's rows: the last step of the block before
   S* z;      // a group's rows of a block
-  S* x;      // a thread's
+  S* x;      // a thread's chunk of rows
+  S* words;  // a thread's: rows of x, or of h, as they are multiplied
 
   // Of one group and thread, whose rows and chunk come after those of the others.
   ForwardMemory(const LayerForwardParams<T>& p, const Division& division, int thread, Memory<S>& memory) {
@@ -19,20 +20,22 @@ struct ForwardMemory {
     stride = padded_stride<S>(H);
     x_stride = padded_stride<S>(I);
     const int64_t first_row = division.rows[thread / division.members];
-    w = memory.take(panels_size<S>(H, I));
-    u = memory.take(panels_size<S>(H, H));
+    w = memory.take(panels_size<S>(H, Terms::words(I)));
+    u = memory.take(panels_size<S>(H, Terms::words(H)));
     bias = memory.take(panel_count<S>(H) * PanelsOf<S>::kWidth);
     begin = memory.take(B * stride) + first_row * stride;
     last = memory.take(B * stride) + first_row * stride;
     z = memory.take(B * division.steps_per_block * stride) + first_row * division.steps_per_block * stride;
     x = memory.take(kChunkRows * division.threads() * x_stride) + kChunkRows * thread * x_stride;
+    const int64_t most_words = Terms::operand_size(kChunkRows > B ? kChunkRows : B, I > H ? I : H);
+    words = memory.take(most_words * division.threads()) + most_words * thread;
   }
 };
 
-template <typename T>
+template <typename T, typename Terms>
 int64_t layer_forward_memory(const LayerForwardParams<T>& p, const Division& division) {
   Memory<acc_t<T>> memory(nullptr);
-  const ForwardMemory<T> counted(p, division, 0, memory);
+  const ForwardMemory<T, Terms> counted(p, division, 0, memory);
   return memory.used();
 }
 
@@ -91,7 +94,7 @@ int64_t load_inputs(const LayerForwardParams<T>& p, const Walk& walk, int64_t la
   return rows;
 }
 
-template <typename T>
+template <typename T, typename Terms>
 void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   using S = acc_t<T>;
   const LayerForwardParams<T>& p = job.p;
@@ -99,13 +102,13 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   const int64_t I = p.weights.input_size, H = p.weights.hidden_size, T_ = p.steps.steps;
   const int group = worker.thread / division.members, member = worker.thread % division.members;
   Memory<S> memory(job.memory);
-  const ForwardMemory<T> m(p, division, worker.thread, memory);
+  const ForwardMemory<T, Terms> m(p, division, worker.thread, memory);
 
   const Columns<S> packed(H, worker.thread, division.threads());
   const Matrix<T>& W = p.weights.weight_ih;
   const Matrix<T>& U = p.weights.weight_hh;
-  pack_panels(W.data, W.col_stride, W.row_stride, I, H, packed.first_panel, packed.last_panel, m.w);
-  pack_panels(U.data, U.col_stride, U.row_stride, H, H, packed.first_panel, packed.last_panel, m.u);
+  Terms::pack(W.data, W.col_stride, W.row_stride, I, H, packed.first_panel, packed.last_panel, m.w);
+  Terms::pack(U.data, U.col_stride, U.row_stride, H, H, packed.first_panel, packed.last_panel, m.u);
   for (int64_t j = packed.begin; j < packed.end; ++j) {
     m.bias[j] = p.weights.bias_ih && j < H ? static_cast<S>(p.weights.bias_ih[j]) : 0;
     if (p.weights.bias_hh && j < H) m.bias[j] += static_cast<S>(p.weights.bias_hh[j]);
@@ -117,16 +120,20 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
 
   const Parts parts = parts_for(p.steps.batch);
   const auto multiply = [&](const S* h, S* z, int64_t rows) {
-    panel_product<S>({h, m.stride, m.u, H, z, m.stride, z, m.stride, padded<S>(H)}, rows, own.first_panel,
-                     own.last_panel, parts);
+    int64_t words_stride;
+    const S* words = Terms::operand(h, m.stride, rows, H, m.words, &words_stride);
+    panel_product<Terms, S>({words, words_stride, m.u, Terms::words(H), z, m.stride, z, m.stride, padded<S>(H)}, rows,
+                            own.first_panel, own.last_panel, parts);
   };
   for (int64_t first = 0; first < T_; first += division.steps_per_block) {
     const int64_t end = smaller(first + division.steps_per_block, T_);
     S* z = m.z;
     for (int64_t s = first, b = 0; s < end;) {
       const int64_t rows = load_inputs(p, walk, end, s, b, m.x, m.x_stride);
-      panel_product<S>({m.x, m.x_stride, m.w, I, m.bias, 0, z, m.stride, padded<S>(H)}, rows, own.first_panel,
-                       own.last_panel, Parts::kOne);
+      int64_t words_stride;
+      const S* words = Terms::operand(m.x, m.x_stride, rows, I, m.words, &words_stride);
+      panel_product<Terms, S>({words, words_stride, m.w, Terms::words(I), m.bias, 0, z, m.stride, padded<S>(H)}, rows,
+                              own.first_panel, own.last_panel, Parts::kOne);
       z += rows * m.stride;
     }
     if (first > 0) worker.group->wait(member);

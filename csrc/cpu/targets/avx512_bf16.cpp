@@ -20,7 +20,12 @@ namespace {
 #include "cpu/blocks/activation-inl.h"
 #include "cpu/blocks/epilogue-inl.h"
 #include "cpu/blocks/pairs-inl.h"
+#include "cpu/blocks/panels-inl.h"
+#include "cpu/blocks/panel_pairs-inl.h"
 #include "cpu/cell/forward_pairs-inl.h"
+#include "cpu/sequence/rows-inl.h"
+#include "cpu/sequence/forward-inl.h"
+#include "cpu/sequence/backward-inl.h"
 
 }  // namespace
 }  // namespace rnn_ext::cpu
@@ -35,6 +40,7 @@ KernelTable make_table() {
   table.capability = "avx512_bf16";
   table.bf16.forward = &forward_by_pairs;
   table.bf16.product = &product_by_pairs;
+  table.bf16.layer = layer_kernels<c10::BFloat16, Pairs>();
   return table;
 }
 

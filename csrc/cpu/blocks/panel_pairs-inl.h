@@ -1,0 +1,121 @@
+// Panels of bfloat16 for vdpbf16ps: words are pairs of neighbouring terms (pairs-inl.h says what the instruction does).
+// What it multiplies is rounded to bfloat16, so dz is too, as the input of PyTorch's own products; sums are in float32.
+#pragma once
+
+struct Pairs {
+  using S = float;
+  using Vec = VecF32;
+  using V = __m512;
+
+  static INLINE V add(V x, V m, V sum) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)m); }
+  static INLINE int64_t words(int64_t terms) { return (terms + 1) / 2; }
+
+  static INLINE int64_t words_stride(int64_t terms) { return padded_stride<S>(words(terms)); }
+  static INLINE int64_t operand_size(int64_t rows, int64_t terms) { return rows * words_stride(terms); }
+  static const S* operand(const S* a, int64_t stride, int64_t rows, int64_t terms, S* memory,
+                          int64_t* stride_of_words) {
+    *stride_of_words = words_stride(terms);
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t k = 0; k < terms; k += 32) {
+        const __m512i rounded = load32(a + i * stride + k, terms - k);
+        _mm512_mask_storeu_epi32(memory + i * *stride_of_words + k / 2, first16(words(terms - k)), rounded);
+      }
+    }
+    return memory;
+  }
+
+  static void pack(const BFloat16* m, int64_t inner_stride, int64_t col_stride, int64_t inner, int64_t cols,
+                   int64_t begin, int64_t end, S* packed) {
+    constexpr int kWidth = PanelsOf<S>::kWidth, kLanes = PanelsOf<S>::kLanes;
+    for (int64_t p = begin; p < end; ++p) {
+      const int vectors = panel_vectors<S>(cols, p), width = vectors * kLanes;
+      S* const to = packed + p * kWidth * words(inner);
+      const int64_t col = p * kWidth, n = smaller(width, cols - col);
+      if (inner_stride == 1) {
+        pack_turned(m + col * col_stride, col_stride, inner, n, width, to);
+      } else {
+        PanelWriter writer(to, n, vectors, col_stride);
+        for (int64_t k = 0; k < inner; ++k) writer.add(m + k * inner_stride + col * col_stride);
+        writer.finish();
+      }
+    }
+  }
+
+  static void pack_strip(const S* a, int64_t stride, int64_t rows, S* strip) {
+    constexpr int kStrip = PanelsOf<S>::kRows;
+    for (int64_t r = 0; r < rows; r += 2, strip += kStrip) {
+      const V even = Vec::load(a + r * stride), odd = r + 1 < rows ? Vec::load(a + (r + 1) * stride) : Vec::zero();
+      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+      const __m512i j = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m512i order = _mm512_or_si512(j, _mm512_slli_epi32(_mm512_add_epi32(j, _mm512_set1_epi32(16)), 16));
+      _mm512_mask_storeu_epi32(strip, first16(kStrip), _mm512_permutexvar_epi16(order, both));
+    }
+  }
+
+  class PanelWriter {
+   public:
+    PanelWriter(S* panel, int64_t cols, int vectors, int64_t col_stride)
+        : to_(panel), cols_(cols), vectors_(vectors), col_stride_(col_stride) {}
+
+    INLINE void add(const BFloat16* row) {
+      const __m512i elements = load(row);
+      if (odd_) {
+        store(elements);
+      } else {
+        even_ = elements;
+      }
+      odd_ = !odd_;
+    }
+    void finish() {
+      if (odd_) store(_mm512_setzero_si512());
+    }
+
+   private:
+    INLINE __m512i load(const BFloat16* row) const {
+      if (row == nullptr) return _mm512_setzero_si512();
+      if (col_stride_ == 1) return load32(row, cols_);
+      alignas(64) BFloat16 buffer[32] = {};
+      for (int64_t j = 0; j < smaller(cols_, 32); ++j) buffer[j] = row[j * col_stride_];
+      return _mm512_load_si512(buffer);
+    }
+
+    INLINE void store(__m512i odd) {
+      const __m512i j = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+      const __m512i left = _mm512_or_si512(j, _mm512_slli_epi32(_mm512_add_epi32(j, _mm512_set1_epi32(32)), 16));
+      _mm512_storeu_si512(to_, _mm512_permutex2var_epi16(even_, left, odd));
+      if (vectors_ == 2) {
+        const __m512i right = _mm512_add_epi32(left, _mm512_set1_epi32(16 << 16 | 16));
+        _mm512_storeu_si512(to_ + 16, _mm512_permutex2var_epi16(even_, right, odd));
+      }
+      to_ += vectors_ * Vec::kLanes;
+    }
+
+    S* to_;
+    const int64_t cols_;
+    const int vectors_;
+    const int64_t col_stride_;
+    __m512i even_ = _mm512_setzero_si512();
+    bool odd_ = false;
+  };
+
+ private:
+  static INLINE __mmask16 first16(int64_t n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : (1u << n) - 1); }
+
+  // packed[k, c] = m[c, 2k] and m[c, 2k + 1], for n rows of m; zeros up to the width.
+  static void pack_turned(const BFloat16* m, int64_t stride, int64_t terms, int64_t n, int width, S* packed) {
+    for (int64_t k = 0; k < terms; k += 32) {
+      const int64_t pairs = words(smaller(32, terms - k));
+      for (int j = 0; j < width; j += 16) {
+        V v[16];
+        UNROLL for (int i = 0; i < 16; ++i) {
+          const int64_t c = j + i;
+          v[i] = c < n ? _mm512_castsi512_ps(load32(m + c * stride + k, terms - k)) : Vec::zero();
+        }
+        Vec::transpose(v);
+        UNROLL for (int i = 0; i < 16; ++i) {
+          if (i < pairs) Vec::store(packed + (k / 2 + i) * width + j, v[i]);
+        }
+      }
+    }
+  }
+};
