@@ -8,6 +8,7 @@
 #include "cell/autograd.h"
 #include "cpu/isa.h"
 #include "cuda/plan/cell_backward.h"
+#include "cuda/plan/cell_forward.h"
 #include "operators/eligible.h"
 #include "sequence/autograd.h"
 
