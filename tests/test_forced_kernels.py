@@ -15,7 +15,7 @@ from rnn_ext.__main__ import describe_gpu
 
 VARIABLES = {"forward": "RNN_EXT_KERNEL", "backward": "RNN_EXT_BACKWARD_KERNEL"}
 
-# (B, I, H): few rows; ragged tiles of which the copy engine takes the rows; sums longer than a ring of stages, over
+# (B, I, H): few rows; ragged tiles of which TMA takes the rows; sums longer than a ring of stages, over
 # several columns of tiles; odd rows. A kernel runs on those that it takes.
 SIZES = [(5, 264, 72), (130, 264, 72), (300, 520, 328), (33, 77, 130)]
 

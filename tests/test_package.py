@@ -190,7 +190,7 @@ def test_every_gpu_has_a_kernel_for_every_case(explain, gpu, dtype):
             "1024 1024 1024 float16 h200", "wgmma_128x256 .* clusters of 8, .* K split in 4", marks=needs_wgmma
         ),
         pytest.param("1024 2048 2048 bfloat16", "wgmma_128x256 .* clusters of 4, .* K split in 2", marks=needs_wgmma),
-        ("1024 1023 1024 float16", "staged_"),  # rows that the copy engine can't take
+        ("1024 1023 1024 float16", "staged_"),  # rows that TMA can't take
         ("16 1024 1024 float16", "tiled_"),  # too few tiles for wgmma
         ("1024 4096 4096 bfloat16 a100", "tiled_"),
         pytest.param("1024 4096 4096 float32", "3xtf32_", marks=needs_wgmma),
@@ -200,9 +200,9 @@ def test_every_gpu_has_a_kernel_for_every_case(explain, gpu, dtype):
         ("8192 256 256 float32", "tiled_"),  # sums too short for it
         ("4096 4096 4096 float16 t4", "staged_"),
         ("16 1024 1024 bfloat16 b200", "tiled_"),
-        ("4096 4096 4096 bfloat16 b200", "library"),  # its tensor-core instructions are not in these kernels
+        ("4096 4096 4096 bfloat16 b200", "cublas"),  # its tensor-core instructions are not in these kernels
         ("4096 4096 4096 float32 b200", "tiled_"),
-        ("4096 4096 4096 float32 b200 tf32", "library"),
+        ("4096 4096 4096 float32 b200 tf32", "cublas"),
     ],
 )
 def test_the_forward_kernel_of_a_case(explain, case, kernel):
@@ -251,7 +251,7 @@ def test_the_forced_kernels_are_the_ones_that_run(explain):
         pytest.param("64 64 64 float32", "wgmma_tf32_128x64", "PyTorch's setting for matmul", marks=needs_wgmma),
         ("64 63 64 float16", "tiled_64x64", "its copies need 16-bit operands with unit stride along K"),
         ("64 64 64 float32", "tiled_64x64:9", "K can't be split in 9"),
-        pytest.param("64 60 64 float16", "wgmma_128x64", "the copy engine needs rows", marks=needs_wgmma),
+        pytest.param("64 60 64 float16", "wgmma_128x64", "TMA needs rows", marks=needs_wgmma),
         ("64 64 64 float16", "wgmma_128x64:2", "wgmma_128x64 does not split K over blocks"),
         ("64 64 64 float16", "wgmma_128x256:3", "wgmma_128x256 splits K in 2 or 4, not 3"),
         ("64 64 64 float16", "wgmma_128x256:4", "K can't be split in 4: it has 2 slices"),
@@ -262,7 +262,7 @@ def test_the_forced_kernels_are_the_ones_that_run(explain):
         ),
         ("64 64 64 float32", "wgmma_128x64", "it is not compiled for this dtype"),
         ("64 64 64 float16 b200", "wgmma_128x64", "it is not for compute capability 10.0"),
-        ("64 64 64 float32", "library:2", "the library does not split K over blocks"),
+        ("64 64 64 float32", "cublas:2", "cublas does not split K over blocks"),
         ("64 64 64 float32", "cublas", "there is no such kernel; there are gemv, "),
     ],
 )

@@ -97,9 +97,9 @@ Tensor counters_of(c10::DeviceIndex device, cudaStream_t stream) {
   return set;
 }
 
-// The products of a plan that leaves them to the library, by the user's precision settings: (1 or 2, B, H), in float32
-// where they are of 16 bits.
-Tensor library_products(const CellArguments& a) {
+// The products of a plan that leaves them to cuBLAS, through ATen and by the user's precision settings: (1 or 2, B, H),
+// in float32 where they are of 16 bits.
+Tensor cublas_products(const CellArguments& a) {
   const c10::impl::ExcludeDispatchKeyGuard nothing_around(c10::autograd_dispatch_keyset_with_ADInplaceOrView |
                                                           c10::autocast_dispatch_keyset);
   const bool is_16_bit = a.input.element_size() == 2;
@@ -138,8 +138,8 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
     const auto plan = remembered_plan(cuda::plan_forward, c, device, "RNN_EXT_KERNEL");
     const auto stream = c10::cuda::getCurrentCUDAStream();
     Tensor workspace, counters;
-    if (plan.family == cuda::ForwardPlan::Family::kLibrary) {
-      workspace = library_products(arguments);
+    if (plan.family == cuda::ForwardPlan::Family::kCublas) {
+      workspace = cublas_products(arguments);
     } else if (plan.workspace_bytes > 0) {
       workspace = at::empty({plan.workspace_bytes}, input.options().dtype(at::kByte));
       counters = counters_of(device, stream);

@@ -13,7 +13,7 @@ namespace rnn_ext {
 template <typename T>
 struct ForwardParams {
   Matrix<T> input;  // (B, I)
-  Matrix<T> hx;     // (B, H), absent: h = 0, and that half of K is skipped
+  Matrix<T> hx;     // (B, H), absent: h = 0, and its part of K is skipped
   Weights<T> weights;
   T* output;  // (B, H), contiguous
   int64_t batch;

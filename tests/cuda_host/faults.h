@@ -15,7 +15,7 @@ namespace emu {
   fault(no_wait_for_previous_launch) \
   /* forward_tiled.cuh */ \
   fault(shared_memory_too_small) \
-  fault(half_of_k_forgotten) \
+  fault(hx_forgotten) \
   fault(no_output_row_bound) \
   fault(no_output_column_bound) \
   fault(misaligned_vector_store) \
@@ -24,7 +24,7 @@ namespace emu {
   fault(counter_not_reset) \
   fault(every_block_adds_up) \
   /* forward_cublas.cuh */ \
-  fault(library_no_column_bound) \
+  fault(cublas_no_column_bound) \
   /* grad_z.cuh */ \
   fault(grad_z_no_bound) \
   fault(grad_z_no_barrier) \

@@ -289,7 +289,7 @@ __global__ void __launch_bounds__(384, 1) run_registers(const uint32_t* in, uint
 }
 
 template <typename T, int N>
-struct WgmmaSmem {
+struct ForwardWgmmaSmem {
   T a[64 * kTileRowBytes / sizeof(T)], b[N * kTileRowBytes / sizeof(T)];
   uint64_t full;
 };
@@ -299,7 +299,7 @@ struct WgmmaSmem {
 template <typename T, int N, bool kTransposedA, bool kTransposedB, bool kExact>
 __global__ void __launch_bounds__(128)
     run_wgmma(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b, uint32_t* out) {
-  using Wgmma = WgmmaSmem<T, N>;
+  using Wgmma = ForwardWgmmaSmem<T, N>;
   static_assert(sizeof(Wgmma) <= 48 * 1024, "what a block has without asking");
   RNN_EXT_SMEM(Wgmma, smem);
   if (threadIdx.x == 0) {
@@ -457,7 +457,7 @@ void record_wgmma(const char* name, const char* compare) {
     encode_tensor_map(map_b, data_b, kTransposedB ? kK : N, kTransposedB ? N : kK, kTransposedB ? N : kK,
                       kTransposedB ? kK : N);
     return RNN_EXT_LAUNCH((run_wgmma<T, N, kTransposedA, kTransposedB, kExact>), dim3(1), dim3(128),
-                          sizeof(WgmmaSmem<T, N>), nullptr, map_a, map_b, out);
+                          sizeof(ForwardWgmmaSmem<T, N>), nullptr, map_a, map_b, out);
   });
 }
 

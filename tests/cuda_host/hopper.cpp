@@ -95,7 +95,7 @@ void mbarrier_wait(uint64_t* barrier, uint32_t parity, bool acquires_cluster, Wh
 
 void fence_proxy_async() { self().block->async_proxy.release(); }
 
-// ---- the copy engine ------------------------------------------------------------------------------------------------
+// ---- TMA ------------------------------------------------------------------------------------------------------------
 
 namespace {
 

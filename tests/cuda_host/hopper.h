@@ -1,8 +1,8 @@
 // Host bodies of the wrappers of csrc/cuda/ptx/ptx_sm90.cuh.
 //
-// The asynchronous proxy (the copy engine and wgmma) is a thread apart. It learns of a thread's writes to shared memory
-// through fence_proxy_async alone, of its own earlier copies by itself, and of the place in time at which a copy was
-// asked for; it never learns of anything through a barrier of threads.
+// The asynchronous proxy (TMA and wgmma) is a thread apart. It learns of a thread's writes to shared memory through
+// fence_proxy_async alone, of its own earlier copies by itself, and of the place in time at which a copy was asked for;
+// it never learns of anything through a barrier of threads.
 #pragma once
 #include <cuda.h>
 
@@ -36,7 +36,7 @@ void fence_mbarrier_init();
 
 void fence_proxy_async();
 
-// ---- the copy engine ------------------------------------------------------------------------------------------------
+// ---- TMA ------------------------------------------------------------------------------------------------------------
 
 // The driver's function, as far as it is used here; what it refuses, this does too.
 CUresult encode_tensor_map(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* base,

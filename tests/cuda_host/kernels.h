@@ -14,9 +14,9 @@
 
 namespace rnn_ext::cuda {
 
-// In the library's place.
+// In cuBLAS's place.
 template <typename T>
-void multiply_as_library(const ForwardParams<T>& p, Accumulator<T>* products) {
+void multiply_as_cublas(const ForwardParams<T>& p, Accumulator<T>* products) {
   const auto multiply = [&](const Matrix<T>& a, const Matrix<T>& weight, int64_t depth) {
     for (int64_t i = 0; i < p.batch * p.weights.hidden_size; ++i) {
       const int64_t row = i / p.weights.hidden_size, column = i % p.weights.hidden_size;
@@ -37,8 +37,8 @@ template <typename T>
 cudaError_t launch_plan(const ForwardParams<T>& p, const ForwardPlan& plan) {
   std::unique_ptr<unsigned char[]> workspace(new unsigned char[plan.workspace_bytes]);
   std::fill_n(workspace.get(), plan.workspace_bytes, 0xff);  // NaN
-  if (plan.family == ForwardPlan::Family::kLibrary)
-    multiply_as_library(p, reinterpret_cast<Accumulator<T>*>(workspace.get()));
+  if (plan.family == ForwardPlan::Family::kCublas)
+    multiply_as_cublas(p, reinterpret_cast<Accumulator<T>*>(workspace.get()));
   std::vector<uint32_t> counters(kMaxCounters);
   const cudaError_t e = rnn_cell_forward(p, plan, workspace.get(), counters.data(), nullptr);
   for (const uint32_t counter : counters) {
@@ -127,7 +127,7 @@ struct BackwardLauncher {
 template <typename T>
 constexpr BackwardLauncher<T> kBackwardKernels[] = {
     {"backward_as_launched", &launch_backward_as_planned<T>},
-    {"backward_gemv", &launch_backward_named<T, kGemv, 90>, false, kMaxGemvBatch},
+    {"backward_gemv", &launch_backward_named<T, kGemv, 90>, false, kBackwardGemvMaxBatch},
     {"backward_tiled_small", &launch_backward_named<T, kSmall, 90>},
     {"backward_tiled_mid", &launch_backward_named<T, kMid, 90>},
     {"backward_tiled_large", &launch_backward_named<T, kLarge, 90>},

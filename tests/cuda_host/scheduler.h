@@ -102,7 +102,7 @@ struct Thread : ThreadView {
   bool wgmma_fenced;
   bool has_waited_for_previous_launch;
 
-  int stores_issued, stores_done;  // by the copy engine
+  int stores_issued, stores_done;  // by TMA
   int store_groups[kMaxGroups], store_group_count;
   Edge stores_read;
 

@@ -52,7 +52,7 @@ inline uint32_t round_to_tf32(float x) {
   return finite ? (bits + 0x1000u) & ~0x1fffu : bits;
 }
 
-// The same as the copy engine does it: to nearest, ties to even.
+// The same as TMA does it: to nearest, ties to even.
 inline uint32_t round_to_tf32_even(uint32_t bits) {
   const bool finite = (bits & 0x7f800000u) != 0x7f800000u;
   return finite ? (bits + 0xfffu + (bits >> 13 & 1)) & ~0x1fffu : bits;

@@ -22,7 +22,7 @@ TEST(backward_plan_lists_each_tile_once) {
       c.grad_input = wanted & 1, c.grad_hx = wanted & 2, c.grad_weight_ih = wanted & 4, c.grad_weight_hh = wanted & 8;
       c.grad_bias = wanted & 16;
       const BackwardPlan plan = plan_backward(c, {}, wanted % 2 == 0 ? "tiled_small" : "tiled_large");
-      const BackwardKernel& k = kBackwardTiled[plan.kernel];
+      const BackwardTiledKernel& k = kBackwardTiled[plan.kernel];
       const auto tiles = [&](int64_t rows, int64_t columns, const BackwardTileShape& t) {
         return ceil_div(rows, t.bm) * ceil_div(columns, t.bn);
       };
@@ -99,7 +99,7 @@ TEST(backward_plan_takes_wgmma_for_large_shapes) {
   const auto runs_on_wgmma = [&](int sm) {
     return plan_backward(c, {sm}, nullptr).family == BackwardPlan::Family::kWgmma;
   };
-  CHECK(!runs_on_wgmma(90));  // whose rows the copy engine can't take
+  CHECK(!runs_on_wgmma(90));  // whose rows TMA can't take
   c.tensor_maps = true;
   CHECK(runs_on_wgmma(90) && !runs_on_wgmma(80) && !runs_on_wgmma(100));
   c.dtype = Dtype::kFloat;

@@ -341,7 +341,7 @@ TEST(backward_without_hx_is_exactly_zero) {
   }
 }
 
-// Only what is asked for has to lie as the copy engine needs it.
+// Only what is asked for has to lie as TMA needs it.
 TEST(backward_wgmma_takes_aligned_rows) {
   constexpr int64_t B = 4, I = 16, H = 24;
   check::Random random(0);
@@ -627,24 +627,24 @@ void test_gemv() {
       {2, 7, 1100, Layout::kContiguous, kTanh, false, false}, {5, 0, 24, Layout::kContiguous, kTanh, true, true},
   };
   for (const Case& c : all) {
-    if (c.batch <= gemv_max_batch(kDtype<T>)) test_forced<T>(c, "gemv", 90);
+    if (c.batch <= forward_gemv_max_batch(kDtype<T>)) test_forced<T>(c, "gemv", 90);
   }
 }
 
 // More rows than a block has in flight, and columns on both sides of its threads.
 template <typename T>
-void test_library() {
+void test_cublas() {
   constexpr Nonlinearity kTanh = Nonlinearity::kTanh, kRelu = Nonlinearity::kRelu, kSigmoid = Nonlinearity::kSigmoid;
-  test_forced<T>({1, 1, 1, Layout::kContiguous, kTanh, true, true}, "library", 90);
-  test_forced<T>({19, 5, 257, Layout::kMisaligned, kRelu, true, true}, "library", 90);
-  test_forced<T>({8, 4, 300, Layout::kTransposed, kSigmoid, false, true}, "library", 90);
-  test_forced<T>({3, 7, 40, Layout::kPaddedRows, kTanh, true, false}, "library", 90);
+  test_forced<T>({1, 1, 1, Layout::kContiguous, kTanh, true, true}, "cublas", 90);
+  test_forced<T>({19, 5, 257, Layout::kMisaligned, kRelu, true, true}, "cublas", 90);
+  test_forced<T>({8, 4, 300, Layout::kTransposed, kSigmoid, false, true}, "cublas", 90);
+  test_forced<T>({3, 7, 40, Layout::kPaddedRows, kTanh, true, false}, "cublas", 90);
 }
 
 // Around the row's own tile and slice, with every way to split K. What goes by cp.async in 16 bits must be 4-byte
 // aligned; the others take any layout.
 template <typename T>
-void test_tiled(const TiledKernel& k) {
+void test_tiled(const ForwardTiledKernel& k) {
   if (!k.takes(kDtype<T>)) return;
   const bool only_aligned = k.fill == Fill::kAsync && is_16_bit<T>, tf32 = k.math == Math::kTf32;
   const auto layout = [&](Layout any) { return only_aligned ? Layout::kContiguous : any; };
@@ -667,8 +667,8 @@ void test_tiled(const TiledKernel& k) {
   test_forced<T>(deep, name + ":8", 90, tf32);
 }
 
-// What tf32 makes of numbers that it does not have. The largest one becomes an infinity; where the copy engine rounds,
-// of which no GPU has said yet how, it may stay what it was.
+// What tf32 makes of numbers that it does not have. The largest one becomes an infinity; where TMA rounds, of which no
+// GPU has said yet how, it may stay what it was.
 TEST(forward_tf32_infinities) {
   using Limits = std::numeric_limits<float>;
   test_infinities("tf32_64x64", forced_launch("tf32_64x64", true), Limits::infinity());
@@ -718,30 +718,30 @@ const bool registered_by_name = [] {
                               test_gemv<__half>();
                               test_gemv<__nv_bfloat16>();
                             }});
-  check::tests().push_back({"forward_library", [] {
-                              test_library<float>();
-                              test_library<double>();
-                              test_library<__half>();
-                              test_library<__nv_bfloat16>();
+  check::tests().push_back({"forward_cublas", [] {
+                              test_cublas<float>();
+                              test_cublas<double>();
+                              test_cublas<__half>();
+                              test_cublas<__nv_bfloat16>();
                             }});
   static std::vector<std::string> names;  // for check::Test, which keeps a pointer
-  for (const TiledKernel& k : kTiledKernels) {
+  for (const ForwardTiledKernel& k : kForwardTiled) {
     const std::string name = std::string("forward_") + k.name;
     if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   }
-  for (const WgmmaKernel& k : kWgmmaKernels) {
+  for (const ForwardWgmmaKernel& k : kForwardWgmma) {
     if (k.math == Math::kTf32) names.push_back(std::string("forward_") + k.name);
   }
   for (const std::string& name : names) {
     check::tests().push_back({name.c_str(), [&name] {
-                                for (const TiledKernel& k : kTiledKernels) {
+                                for (const ForwardTiledKernel& k : kForwardTiled) {
                                   if (std::string("forward_") + k.name != name) continue;
                                   test_tiled<float>(k);
                                   test_tiled<double>(k);
                                   test_tiled<__half>(k);
                                   test_tiled<__nv_bfloat16>(k);
                                 }
-                                for (const WgmmaKernel& k : kWgmmaKernels) {
+                                for (const ForwardWgmmaKernel& k : kForwardWgmma) {
                                   if (std::string("forward_") + k.name == name) test_wgmma_tf32(k.name, k.most_splits);
                                 }
                               }});

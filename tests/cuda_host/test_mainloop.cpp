@@ -163,10 +163,10 @@ void test_engine(const char* name) {
   test<T, kMath, Shape, kRows, kRows, kAsync, kCombined>(name, 2, 3, 0, 12, aligned4);
 }
 
-template <int BM, int BN, int BK, int kWarpsM, int kWarpsN, int kSlices, int kStages>
-using Warps = WarpShape<BM, BN, BK, kWarpsM, kWarpsN, kSlices, kStages, 1>;
-template <int BM, int BN, int BK, int TM, int TN, int kSlices, int kStages>
-using Threads = ThreadShape<BM, BN, BK, TM, TN, kSlices, kStages, 1>;
+template <int BM, int BN, int BK, int kWarpsM, int kWarpsN, int kGroups, int kStages>
+using Warps = WarpShape<BM, BN, BK, kWarpsM, kWarpsN, kGroups, kStages, 1>;
+template <int BM, int BN, int BK, int TM, int TN, int kGroups, int kStages>
+using Threads = ThreadShape<BM, BN, BK, TM, TN, kGroups, kStages, 1>;
 
 TEST(mainloop_tensor_core_half) {
   test_engine<__half, Math::kTensorCore, Warps<32, 32, 32, 2, 1, 1, 3>, true, false>("half");

@@ -677,7 +677,7 @@ TEST(mbarrier_misuse) {
   CHECK(contains(error(Misuse::kTooManyBytes), "wait in mbarrier wait at test_wrappers.cpp:"));
 }
 
-// ---- the copy engine ------------------------------------------------------------------------------------------------
+// ---- TMA ------------------------------------------------------------------------------------------------------------
 
 // A matrix in an allocation that ends with its last element, as AddressSanitizer likes it, and 16-byte aligned.
 template <typename T>
@@ -934,7 +934,7 @@ TEST(one_lane_of_each_warp_is_elected) {
 // ---- wgmma ----------------------------------------------------------------------------------------------------------
 
 template <typename T, int N>
-struct WgmmaSmem {
+struct ForwardWgmmaSmem {
   T a[64 * 128 / sizeof(T)], b[N * 128 / sizeof(T)];
   uint64_t full;
 };
@@ -943,7 +943,7 @@ struct WgmmaSmem {
 template <typename T, int N, bool kTransposedA, bool kTransposedB>
 __global__ void multiply_tiles(const __grid_constant__ CUtensorMap a, const __grid_constant__ CUtensorMap b,
                                float* out) {
-  using Smem = WgmmaSmem<T, N>;
+  using Smem = ForwardWgmmaSmem<T, N>;
   RNN_EXT_SMEM(Smem, s);
   constexpr int kK = 128 / sizeof(T);
   if (threadIdx.x == 0) {
@@ -981,7 +981,7 @@ void test_multiply_tiles(int m, int n, int k) {
   const TensorMatrix<T> a(kTransposedA ? k : m, kTransposedA ? m : k, stride(kTransposedA ? m : k));
   const TensorMatrix<T> b(kTransposedB ? k : n, kTransposedB ? n : k, stride(kTransposedB ? n : k));
   std::vector<float> out(64 * N);
-  RNN_EXT_LAUNCH((multiply_tiles<T, N, kTransposedA, kTransposedB>), dim3(1), dim3(128), sizeof(WgmmaSmem<T, N>),
+  RNN_EXT_LAUNCH((multiply_tiles<T, N, kTransposedA, kTransposedB>), dim3(1), dim3(128), sizeof(ForwardWgmmaSmem<T, N>),
                  nullptr, a.map(64), b.map(kTransposedB ? 64 : N), out.data());
   for (int i = 0; i < 64 * N; ++i) {
     const int row = i / N, column = i % N;
@@ -1014,7 +1014,7 @@ TEST(wgmma_mn_major) {
 enum class WgmmaMisuse { kNone, kNoFence, kThreeWarps, kWarpsDisagree, kOutside, kOutOfPhase, kNoWait };
 
 __global__ void misuse_wgmma(WgmmaMisuse misuse) {
-  using Smem = WgmmaSmem<__half, 64>;
+  using Smem = ForwardWgmmaSmem<__half, 64>;
   RNN_EXT_SMEM(Smem, s);
   if (misuse == WgmmaMisuse::kThreeWarps && threadIdx.x >= 96) return;
   uint64_t descriptor = ptx::wgmma_k_major(s.a);
@@ -1035,7 +1035,7 @@ __global__ void misuse_wgmma(WgmmaMisuse misuse) {
 TEST(wgmma_misuse) {
   emu::options.late_engines = true;
   const auto launch = [](WgmmaMisuse misuse) {
-    RNN_EXT_LAUNCH(misuse_wgmma, dim3(1), dim3(128), sizeof(WgmmaSmem<__half, 64>), nullptr, misuse);
+    RNN_EXT_LAUNCH(misuse_wgmma, dim3(1), dim3(128), sizeof(ForwardWgmmaSmem<__half, 64>), nullptr, misuse);
   };
   launch(WgmmaMisuse::kNone);
   const auto error = [&](WgmmaMisuse misuse) { return error_of([&] { launch(misuse); }); };

@@ -2,8 +2,8 @@
 // tf32, tensor cores for fp64, or the FP32 and FP64 pipes. An engine owns its threads' accumulators, knows the layouts
 // that it reads without bank conflicts, and in the end puts the accumulators into shared memory.
 //
-// A block's warps may also share out the depth of a slice (kSlices > 1), each group with accumulators for the whole
-// tile: that is how a small tile employs enough threads. The groups' sums are then added in order.
+// A block's warps may also share out the depth of a slice among kGroups > 1 groups, each with accumulators for the
+// whole tile: that is how a small tile employs enough threads. The groups' sums are then added in order.
 #pragma once
 #include "cuda/blocks/operand.cuh"
 #include "cuda/plan/types.h"
@@ -12,33 +12,33 @@ namespace rnn_ext::cuda {
 
 // ---- shapes ---------------------------------------------------------------------------------------------------------
 
-// A BM×BN tile, BK deep, by kWarpsM × kWarpsN warps with equal parts of it, kSlices times over.
-template <int BM_, int BN_, int BK_, int kWarpsM_, int kWarpsN_, int kSlices_, int kStages_, int kBlocksPerSm_>
+// A BM×BN tile, BK deep, by kWarpsM × kWarpsN warps with equal parts of it, kGroups times over.
+template <int BM_, int BN_, int BK_, int kWarpsM_, int kWarpsN_, int kGroups_, int kStages_, int kBlocksPerSm_>
 struct WarpShape {
-  static constexpr int BM = BM_, BN = BN_, BK = BK_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kSlices = kSlices_;
+  static constexpr int BM = BM_, BN = BN_, BK = BK_, kWarpsM = kWarpsM_, kWarpsN = kWarpsN_, kGroups = kGroups_;
   static constexpr int kStages = kStages_, kBlocksPerSm = kBlocksPerSm_;
   static constexpr int kWarpM = BM / kWarpsM, kWarpN = BN / kWarpsN;
-  static constexpr int kThreads = 32 * kWarpsM * kWarpsN * kSlices;
+  static constexpr int kThreads = 32 * kWarpsM * kWarpsN * kGroups;
   static_assert(BM % kWarpsM == 0 && BN % kWarpsN == 0 && kThreads <= 1024);
 };
 
 // A BM×BN tile, BK deep; each thread has TM×TN of it, in 4×4 pieces that lie apart.
-template <int BM_, int BN_, int BK_, int TM_, int TN_, int kSlices_, int kStages_, int kBlocksPerSm_>
+template <int BM_, int BN_, int BK_, int TM_, int TN_, int kGroups_, int kStages_, int kBlocksPerSm_>
 struct ThreadShape {
-  static constexpr int BM = BM_, BN = BN_, BK = BK_, TM = TM_, TN = TN_, kSlices = kSlices_;
+  static constexpr int BM = BM_, BN = BN_, BK = BK_, TM = TM_, TN = TN_, kGroups = kGroups_;
   static constexpr int kStages = kStages_, kBlocksPerSm = kBlocksPerSm_;
-  static constexpr int kThreadsM = BM / TM, kThreadsN = BN / TN, kThreads = kThreadsM * kThreadsN * kSlices;
+  static constexpr int kThreadsM = BM / TM, kThreadsN = BN / TN, kThreads = kThreadsM * kThreadsN * kGroups;
   static_assert(TM % 4 == 0 && TN % 4 == 0 && BM % TM == 0 && BN % TN == 0 && kThreads <= 1024);
   static_assert(kThreadsN % 8 == 0 && kThreadsM % 4 == 0, "a warp takes 4 by 8 threads' parts");
-  static_assert(BK % kSlices == 0);
+  static_assert(BK % kGroups == 0);
 };
 
-// What all threads have summed, in shared memory, a tile for each slice. 8 elements more a row take the 8 rows of a
+// What all threads have summed, in shared memory, a tile for each group. 8 elements more a row take the 8 rows of a
 // tensor core's fragment to different banks.
-template <typename Acc, int BM, int BN, int kSlices>
+template <typename Acc, int BM, int BN, int kGroups>
 struct SumTile {
   static constexpr int kStride = BN + 8;
-  Acc sums[kSlices][BM * kStride];
+  Acc sums[kGroups][BM * kStride];
 };
 
 // ---- fp16, bf16, tf32 on tensor cores -------------------------------------------------------------------------------
@@ -51,17 +51,17 @@ class TensorCoreEngine {
   using Acc = float;
   using LayoutA = SwizzledLayout<T, kMajorA, Shape::BM, Shape::BK>;
   using LayoutB = SwizzledLayout<T, kMajorB, Shape::BN, Shape::BK>;
-  using Sums = SumTile<Acc, Shape::BM, Shape::BN, Shape::kSlices>;
+  using Sums = SumTile<Acc, Shape::BM, Shape::BN, Shape::kGroups>;
   static_assert(std::is_same<T, float>::value || sizeof(T) == 2);
 
   __device__ __forceinline__ void multiply(const T* a, const T* b) {
     uint32_t fragments_a[2][kTilesM][4], fragments_b[2][kTilesN][2];
-    load(fragments_a[0], fragments_b[0], a, b, slice() * kStepK);
+    load(fragments_a[0], fragments_b[0], a, b, group() * kStepK);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       if (step + 1 < kSteps) {  // the next step's fragments are on their way while this one's are multiplied
         load(fragments_a[(step + 1) % 2], fragments_b[(step + 1) % 2], a, b,
-             (slice() + (step + 1) * Shape::kSlices) * kStepK);
+             (group() + (step + 1) * Shape::kGroups) * kStepK);
       }
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) {
@@ -75,15 +75,15 @@ class TensorCoreEngine {
   }
 
   __device__ __forceinline__ void put(Sums& s) const {
-    Acc* const sums = s.sums[slice()] + (warp_m() + lane() / 4) * Sums::kStride + warp_n() + lane() % 4 * 2;
+    Acc* const sums = s.sums[group()] + (warp_m() + lane() / 4) * Sums::kStride + warp_n() + lane() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
       for (int j = 0; j < kTilesN; ++j) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          *reinterpret_cast<Vector<Acc, 8>*>(sums + (i * 16 + half * 8) * Sums::kStride +
-                                             j * 8) = {{acc_[i][j][half * 2], acc_[i][j][half * 2 + 1]}};
+        for (int lower = 0; lower < 2; ++lower) {  // 8 rows
+          *reinterpret_cast<Vector<Acc, 8>*>(sums + (i * 16 + lower * 8) * Sums::kStride +
+                                             j * 8) = {{acc_[i][j][lower * 2], acc_[i][j][lower * 2 + 1]}};
         }
       }
     }
@@ -92,16 +92,16 @@ class TensorCoreEngine {
  private:
   static constexpr int kStepK = 32 / static_cast<int>(sizeof(T));  // k of one instruction
   static constexpr int kTilesM = Shape::kWarpM / 16, kTilesN = Shape::kWarpN / 8;
-  static constexpr int kSteps = Shape::BK / kStepK / Shape::kSlices;
+  static constexpr int kSteps = Shape::BK / kStepK / Shape::kGroups;
   static constexpr bool kMatrixLoads = sizeof(T) == 2;  // ldmatrix moves 16-bit elements, or whole 16-byte chunks of k
-  static_assert(Shape::kWarpM % 16 == 0 && Shape::kWarpN % 16 == 0 && Shape::BK % (kStepK * Shape::kSlices) == 0);
+  static_assert(Shape::kWarpM % 16 == 0 && Shape::kWarpN % 16 == 0 && Shape::BK % (kStepK * Shape::kGroups) == 0);
 
   float acc_[kTilesM][kTilesN][4] = {};
 
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
-  static __device__ __forceinline__ int slice() {
-    return Shape::kSlices == 1 ? 0 : warp() / (Shape::kWarpsM * Shape::kWarpsN);
+  static __device__ __forceinline__ int group() {
+    return Shape::kGroups == 1 ? 0 : warp() / (Shape::kWarpsM * Shape::kWarpsN);
   }
   static __device__ __forceinline__ int warp_m() { return warp() / Shape::kWarpsN % Shape::kWarpsM * Shape::kWarpM; }
   static __device__ __forceinline__ int warp_n() { return warp() % Shape::kWarpsN * Shape::kWarpN; }
@@ -117,13 +117,13 @@ class TensorCoreEngine {
   // The fragments of one instruction step, which starts at k.
   static __device__ __forceinline__ void load(uint32_t (&a)[kTilesM][4], uint32_t (&b)[kTilesN][2], const T* tile_a,
                                               const T* tile_b, int k) {
-    constexpr int kHalf = kStepK / 2;  // of k: one 8x8 matrix of 16-bit elements, or 8x4 of tf32
+    constexpr int kMatrixK = kStepK / 2;  // of one 8x8 matrix of 16-bit elements, or 8x4 of tf32
     const int matrix = lane() / 8, row = lane() % 8;
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
       const int m = warp_m() + i * 16;
       if constexpr (kMajorA == Major::kK) {
-        ptx::ldmatrix_x4(a[i], tile_a + LayoutA::offset(m + matrix % 2 * 8 + row, k + matrix / 2 * kHalf));
+        ptx::ldmatrix_x4(a[i], tile_a + LayoutA::offset(m + matrix % 2 * 8 + row, k + matrix / 2 * kMatrixK));
       } else if constexpr (kMatrixLoads) {
         ptx::ldmatrix_x4<true>(a[i], tile_a + LayoutA::offset(m + matrix % 2 * 8, k + matrix / 2 * 8 + row));
       } else {
@@ -138,7 +138,7 @@ class TensorCoreEngine {
       const int n = warp_n() + j * 8;
       uint32_t pair[4];
       if constexpr (kMajorB == Major::kK) {
-        ptx::ldmatrix_x4(pair, tile_b + LayoutB::offset(n + matrix / 2 * 8 + row, k + matrix % 2 * kHalf));
+        ptx::ldmatrix_x4(pair, tile_b + LayoutB::offset(n + matrix / 2 * 8 + row, k + matrix % 2 * kMatrixK));
       } else if constexpr (kMatrixLoads) {
         ptx::ldmatrix_x4<true>(pair, tile_b + LayoutB::offset(n + matrix / 2 * 8, k + matrix % 2 * 8 + row));
       } else {
@@ -176,24 +176,24 @@ class Fp64Engine {
   using Acc = double;
   using LayoutA = SwizzledLayout<double, kMajorA, Shape::BM, Shape::BK>;
   using LayoutB = SwizzledLayout<double, kMajorB, Shape::BN, Shape::BK>;
-  using Sums = SumTile<Acc, Shape::BM, Shape::BN, Shape::kSlices>;
+  using Sums = SumTile<Acc, Shape::BM, Shape::BN, Shape::kGroups>;
 
   __device__ __forceinline__ void multiply(const double* a, const double* b) {
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      const int k = (slice() + step * Shape::kSlices) * 8;
+      const int k = (group() + step * Shape::kGroups) * 8;
       Vector<double, 16> fragments_a[kTilesM], fragments_b[kTilesN];
 #pragma unroll
       for (int i = 0; i < kTilesM; ++i) load<LayoutA>(fragments_a[i], a, warp_m() + i * 8, k);
 #pragma unroll
       for (int j = 0; j < kTilesN; ++j) load<LayoutB>(fragments_b[j], b, warp_n() + j * 8, k);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
+      for (int product = 0; product < 2; ++product) {
 #pragma unroll
         for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
           for (int j = 0; j < kTilesN; ++j) {
-            ptx::mma_m8n8k4_f64(acc_[i][j], fragments_a[i].v[half], fragments_b[j].v[half]);
+            ptx::mma_m8n8k4_f64(acc_[i][j], fragments_a[i].v[product], fragments_b[j].v[product]);
           }
         }
       }
@@ -201,7 +201,7 @@ class Fp64Engine {
   }
 
   __device__ __forceinline__ void put(Sums& s) const {
-    Acc* const sums = s.sums[slice()] + (warp_m() + lane() / 4) * Sums::kStride + warp_n() + lane() % 4 * 2;
+    Acc* const sums = s.sums[group()] + (warp_m() + lane() / 4) * Sums::kStride + warp_n() + lane() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
 #pragma unroll
@@ -213,15 +213,15 @@ class Fp64Engine {
 
  private:
   static constexpr int kTilesM = Shape::kWarpM / 8, kTilesN = Shape::kWarpN / 8;
-  static constexpr int kSteps = Shape::BK / 8 / Shape::kSlices;
-  static_assert(Shape::kWarpM % 8 == 0 && Shape::kWarpN % 8 == 0 && Shape::BK % (8 * Shape::kSlices) == 0);
+  static constexpr int kSteps = Shape::BK / 8 / Shape::kGroups;
+  static_assert(Shape::kWarpM % 8 == 0 && Shape::kWarpN % 8 == 0 && Shape::BK % (8 * Shape::kGroups) == 0);
 
   double acc_[kTilesM][kTilesN][2] = {};
 
   static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % 32; }
   static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / 32; }
-  static __device__ __forceinline__ int slice() {
-    return Shape::kSlices == 1 ? 0 : warp() / (Shape::kWarpsM * Shape::kWarpsN);
+  static __device__ __forceinline__ int group() {
+    return Shape::kGroups == 1 ? 0 : warp() / (Shape::kWarpsM * Shape::kWarpsN);
   }
   static __device__ __forceinline__ int warp_m() { return warp() / Shape::kWarpsN % Shape::kWarpsM * Shape::kWarpM; }
   static __device__ __forceinline__ int warp_n() { return warp() % Shape::kWarpsN * Shape::kWarpN; }
@@ -233,8 +233,8 @@ class Fp64Engine {
           *reinterpret_cast<const Vector<double, 16>*>(tile + Layout::offset(row + lane() / 4, k + lane() % 4 * 2));
     } else {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        fragment.v[half] = tile[Layout::offset(row + lane() / 4, k + lane() % 4 * 2 + half)];
+      for (int product = 0; product < 2; ++product) {
+        fragment.v[product] = tile[Layout::offset(row + lane() / 4, k + lane() % 4 * 2 + product)];
       }
     }
   }
@@ -252,19 +252,19 @@ class SimtEngine {
   using Acc = Accumulator<T>;
   using LayoutA = DepthMajorLayout<Acc, kMajorA, Shape::BM, Shape::BK>;
   using LayoutB = DepthMajorLayout<Acc, kMajorB, Shape::BN, Shape::BK>;
-  using Sums = SumTile<Acc, Shape::BM, Shape::BN, Shape::kSlices>;
+  using Sums = SumTile<Acc, Shape::BM, Shape::BN, Shape::kGroups>;
 
   __device__ __forceinline__ void multiply(const Acc* a, const Acc* b) {
-    a += LayoutA::offset(thread_m() * 4, slice());
-    b += LayoutB::offset(thread_n() * 4, slice());
+    a += LayoutA::offset(thread_m() * 4, group());
+    b += LayoutB::offset(thread_n() * 4, group());
     Acc fragment_a[2][Shape::TM], fragment_b[2][Shape::TN];
     load<kStepM, Shape::TM>(fragment_a[0], a);
     load<kStepN, Shape::TN>(fragment_b[0], b);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       if (step + 1 < kSteps) {
-        load<kStepM, Shape::TM>(fragment_a[(step + 1) % 2], a + (step + 1) * Shape::kSlices * LayoutA::kStride);
-        load<kStepN, Shape::TN>(fragment_b[(step + 1) % 2], b + (step + 1) * Shape::kSlices * LayoutB::kStride);
+        load<kStepM, Shape::TM>(fragment_a[(step + 1) % 2], a + (step + 1) * Shape::kGroups * LayoutA::kStride);
+        load<kStepN, Shape::TN>(fragment_b[(step + 1) % 2], b + (step + 1) * Shape::kGroups * LayoutB::kStride);
       }
 #pragma unroll
       for (int i = 0; i < Shape::TM; ++i) {
@@ -277,7 +277,7 @@ class SimtEngine {
   }
 
   __device__ __forceinline__ void put(Sums& s) const {
-    Acc* const sums = s.sums[slice()];
+    Acc* const sums = s.sums[group()];
 #pragma unroll
     for (int i = 0; i < Shape::TM; ++i) {
       const int m = thread_m() * 4 + i / 4 * kStepM + i % 4;
@@ -294,7 +294,7 @@ class SimtEngine {
 
  private:
   using Read = Vector<Acc, 16>;
-  static constexpr int kPerRead = Read::kSize, kSteps = Shape::BK / Shape::kSlices;
+  static constexpr int kPerRead = Read::kSize, kSteps = Shape::BK / Shape::kGroups;
   static constexpr int kStepM = Shape::kThreadsM * 4, kStepN = Shape::kThreadsN * 4;  // between pieces of 4
 
   Acc acc_[Shape::TM][Shape::TN] = {};
@@ -303,8 +303,8 @@ class SimtEngine {
   static __device__ __forceinline__ int warp() {
     return static_cast<int>(threadIdx.x) / 32 % (Shape::kThreadsM * Shape::kThreadsN / 32);
   }
-  static __device__ __forceinline__ int slice() {
-    return Shape::kSlices == 1 ? 0 : static_cast<int>(threadIdx.x) / (Shape::kThreadsM * Shape::kThreadsN);
+  static __device__ __forceinline__ int group() {
+    return Shape::kGroups == 1 ? 0 : static_cast<int>(threadIdx.x) / (Shape::kThreadsM * Shape::kThreadsN);
   }
   static __device__ __forceinline__ int thread_m() { return warp() / (Shape::kThreadsN / 8) * 4 + lane() / 8; }
   static __device__ __forceinline__ int thread_n() { return warp() % (Shape::kThreadsN / 8) * 8 + lane() % 8; }

@@ -163,15 +163,15 @@ struct Mainloop {
     if (!RNN_EXT_PLANTED(no_barrier_before_epilogue)) __syncthreads();
   }
 
-  // The block's sums of kSize successive columns, its slices in order.
+  // The block's sums of kSize successive columns, its groups of warps in order.
   template <int kSize>
   static __device__ __forceinline__ void add_sums(const typename Engine::Sums& s, int row, int column,
                                                   Acc (&sum)[kSize]) {
     constexpr int kRead = kSize * static_cast<int>(sizeof(Acc)) > 16 ? 16 : kSize * static_cast<int>(sizeof(Acc));
     using Read = Vector<Acc, kRead>;
 #pragma unroll
-    for (int slice = 0; slice < Shape::kSlices; ++slice) {
-      const Acc* from = s.sums[slice] + row * Engine::Sums::kStride + column;
+    for (int group = 0; group < Shape::kGroups; ++group) {
+      const Acc* from = s.sums[group] + row * Engine::Sums::kStride + column;
 #pragma unroll
       for (int i = 0; i < kSize; i += Read::kSize) {
         const Read v = *reinterpret_cast<const Read*>(from + i);
@@ -218,8 +218,8 @@ struct Mainloop {
     }
   }
 
-  // Adds the sums of all slices into the first one's, in the first `rows` rows.
-  static __device__ __forceinline__ void fold_slices(typename Engine::Sums& s, int rows) {
+  // Adds the sums of all groups into the first one's, in the first `rows` rows.
+  static __device__ __forceinline__ void fold_groups(typename Engine::Sums& s, int rows) {
     using Read = Vector<Acc, 16>;
     const int column = vector_column<Read::kSize>();
     for_each_row<Read::kSize>(0, rows, [&](int row) {

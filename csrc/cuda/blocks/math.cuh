@@ -48,7 +48,7 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
-// Two values rounded to T, the first in the low half.
+// Two values rounded to T, the first in the low 16 bits.
 template <typename T>
 __device__ __forceinline__ uint32_t pack(float low, float high);
 template <>

@@ -1,13 +1,13 @@
 // The mainloop of the kernels for large shapes on sm_90a, which forward_wgmma.cuh and backward_wgmma.cuh share: tiles
-// that the copy engine brings, wgmma multiplies and the copy engine takes away.
+// that TMA brings, wgmma multiplies and TMA takes away.
 //
 // One block a multiprocessor stays for the whole launch and takes tile after tile. One thread of its first warpgroup,
-// the producer, has the copy engine fill a ring of stages in shared memory; two more warpgroups, the consumers,
-// multiply them with wgmma, 64 rows of the tile each. The ring runs on across tiles: the next tile's stages fill while
-// this one's epilogue works. What a box has beyond the end of a matrix is zero, and is left out when a tile is stored,
-// so that ragged sizes cost nothing and need no code.
+// the producer, has TMA fill a ring of stages in shared memory; two more warpgroups, the consumers, multiply them with
+// wgmma, 64 rows of the tile each. The ring runs on across tiles: the next tile's stages fill while this one's epilogue
+// works. What a box has beyond the end of a matrix is zero, and is left out when a tile is stored, so that ragged sizes
+// cost nothing and need no code.
 //
-// In a cluster of two, the blocks take tiles one below the other. They need the same B: each loads half of it, into
+// In a cluster of two, the blocks take tiles one below the other. They need the same B: each loads a part of it, into
 // both. Where K is split, a cluster is as many times as large, and takes one tile a block of the first part of K.
 #pragma once
 #include "cuda/blocks/math.cuh"
@@ -89,8 +89,8 @@ __device__ __forceinline__ int first_rank() {
 
 // ---- the producer ---------------------------------------------------------------------------------------------------
 
-// Fills the next k_tiles stages: load(k, a, b, full) asks the copy engine for k-tile k, all of whose bytes, from this
-// block or its peer, it is to count at `full`. One thread.
+// Fills the next k_tiles stages: load(k, a, b, full) asks TMA for k-tile k, all of whose bytes, from this block or its
+// peer, it is to count at `full`. One thread.
 template <typename Shape, typename Load>
 __device__ __forceinline__ void fill_stages(WgmmaRing<Shape>& ring, RingPosition<Shape::kStages>& at, int k_tiles,
                                             Load load) {
@@ -170,8 +170,8 @@ __device__ __forceinline__ void multiply(WgmmaRing<Shape>& ring, RingPosition<Sh
 }
 
 // Stores 16 rows of kWidth columns, this warp's of the tile, from (row, column) of the matrix on: through shared
-// memory, 128 bytes a row at a time in two buffers. put(out, part) writes those of one part, at swizzled places. The
-// copy engine leaves out what lies beyond the matrix.
+// memory, 128 bytes a row at a time in two buffers. put(out, part) writes those of one part, at swizzled places. TMA
+// leaves out what lies beyond the matrix.
 template <typename Shape, int kWidth = Shape::BN, typename Put>
 __device__ __forceinline__ void store_rows(const CUtensorMap* map, WgmmaRing<Shape>& ring, int row, int column,
                                            bool is_leader, int& buffer, Put put) {

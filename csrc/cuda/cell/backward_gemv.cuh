@@ -36,7 +36,7 @@ struct BackwardGemvTraits {
   static constexpr int kMinBlocks = sizeof(Acc) * kBatch > 32 ? 1 : 2;
   // Columns of a thread: 16 bytes, or 8 where the kBatch × columns sums, and as many operands, would take more than 64
   // registers. Where rows are not aligned for that, two or one, accessed one by one.
-  static constexpr int kWide = sizeof(T) == 2 && kBatch == kMaxGemvBatch ? 4 : 16 / sizeof(T);
+  static constexpr int kWide = sizeof(T) == 2 && kBatch == kBackwardGemvMaxBatch ? 4 : 16 / sizeof(T);
   static constexpr int kNarrow = sizeof(T) == 2 ? 2 : 1;
   static constexpr int kUnroll = kBatch * kWide * sizeof(Acc) >= 64 ? 4 : 8;  // loads in flight: as registers allow
   static constexpr int kDzRows = 32 * 1024 / (kBatch * sizeof(Acc));

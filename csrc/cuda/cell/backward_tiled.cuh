@@ -127,22 +127,22 @@ __global__ void __launch_bounds__(DataLoop::Shape::kThreads, DataLoop::Shape::kB
 // The mainloops that row `kRow` of the table describes.
 template <typename T, int kRow>
 struct BackwardLoops {
-  static constexpr BackwardKernel k = kBackwardTiled[kRow];
+  static constexpr BackwardTiledKernel k = kBackwardTiled[kRow];
   static constexpr Math kMath = k.tensor_cores ? Math::kTensorCore : Math::kSimt;
   using Dz = std::conditional_t<k.fused, DzOperand<T>, Operand<T>>;
 
-  template <bool kWarps, int bm, int bn, int bk, int parts_m, int parts_n, int slices, int stages>
+  template <bool kWarps, int bm, int bn, int bk, int parts_m, int parts_n, int groups, int stages>
   struct ShapeOf {
-    using type = WarpShape<bm, bn, bk, parts_m, parts_n, slices, stages, k.blocks_per_sm>;
+    using type = WarpShape<bm, bn, bk, parts_m, parts_n, groups, stages, k.blocks_per_sm>;
   };
-  template <int bm, int bn, int bk, int parts_m, int parts_n, int slices, int stages>
-  struct ShapeOf<false, bm, bn, bk, parts_m, parts_n, slices, stages> {
-    using type = ThreadShape<bm, bn, bk, parts_m, parts_n, slices, stages, k.blocks_per_sm>;
+  template <int bm, int bn, int bk, int parts_m, int parts_n, int groups, int stages>
+  struct ShapeOf<false, bm, bn, bk, parts_m, parts_n, groups, stages> {
+    using type = ThreadShape<bm, bn, bk, parts_m, parts_n, groups, stages, k.blocks_per_sm>;
   };
   using DataShape = typename ShapeOf<k.tensor_cores, k.data.bm, k.data.bn, k.data.bk, k.data.parts_m, k.data.parts_n,
-                                     k.data.slices, k.data.stages>::type;
+                                     k.data.groups, k.data.stages>::type;
   using WeightShape = typename ShapeOf<k.tensor_cores, k.weight.bm, k.weight.bn, k.weight.bk, k.weight.parts_m,
-                                       k.weight.parts_n, k.weight.slices, k.weight.stages>::type;
+                                       k.weight.parts_n, k.weight.groups, k.weight.stages>::type;
   // Along which index neighbours lie next to each other in memory, if all is contiguous.
   using Data = Mainloop<Engine<T, kMath, DataShape, Major::kK, Major::kRows>, Dz, Operand<T>, k.async>;
   using Weight = Mainloop<Engine<T, kMath, WeightShape, Major::kRows, Major::kRows>, Dz, Operand<T>, k.async>;

@@ -18,13 +18,13 @@ cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan,
   if (p.batch == 0 || p.weights.hidden_size == 0) return cudaSuccess;
   switch (plan.family) {
     case ForwardPlan::Family::kGemv:
-      return launch_gemv(p, plan, stream);
+      return launch_forward_gemv(p, plan, stream);
     case ForwardPlan::Family::kTiled:
-      return launch_tiled(p, plan, workspace, counters, stream);
+      return launch_forward_tiled(p, plan, workspace, counters, stream);
     case ForwardPlan::Family::kWgmma:
       return launch_forward_wgmma(p, plan, stream);
-    case ForwardPlan::Family::kLibrary:
-      return launch_library(p, workspace, stream);
+    case ForwardPlan::Family::kCublas:
+      return launch_forward_cublas(p, workspace, stream);
   }
   return cudaErrorInvalidValue;
 }

@@ -20,13 +20,13 @@ int common_vector_bytes(const ForwardParams<T>& p) {
 
 // Instantiated in forward_gemv_*.cu and forward_tiled_*.cu.
 template <typename T>
-cudaError_t launch_gemv(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream);
+cudaError_t launch_forward_gemv(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream);
 template <typename T>
-cudaError_t launch_tiled(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
-                         cudaStream_t stream);
+cudaError_t launch_forward_tiled(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace,
+                                 uint32_t* counters, cudaStream_t stream);
 
-// The last of the launches where the library multiplies, in forward_cublas.cu. `workspace`: its products.
+// The last of the launches where cuBLAS multiplies, in forward_cublas.cu. `workspace`: its products.
 template <typename T>
-cudaError_t launch_library(const ForwardParams<T>& p, const void* workspace, cudaStream_t stream);
+cudaError_t launch_forward_cublas(const ForwardParams<T>& p, const void* workspace, cudaStream_t stream);
 
 }  // namespace rnn_ext::cuda

@@ -1,4 +1,4 @@
-// The forward cell where the library multiplies: what is left to do with x Wᵀ and h Uᵀ, which stand in memory in the
+// The forward cell where cuBLAS multiplies: what is left to do with x Wᵀ and h Uᵀ, which stand in memory in the
 // accumulator's precision. output = f(x Wᵀ + h Uᵀ + b_ih + b_hh), a column a thread; bound by memory.
 #pragma once
 #include "cuda/blocks/math.cuh"
@@ -8,10 +8,10 @@ namespace rnn_ext::cuda {
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
 
-constexpr int kLibraryThreads = 256, kLibraryRows = 8;  // of a block; rows a block's threads have in flight
+constexpr int kCublasThreads = 256, kCublasRows = 8;  // of a block; rows a block's threads have in flight
 
 template <typename T>
-struct LibraryParams {
+struct ForwardCublasParams {
   const Accumulator<T>* products[2];  // (B, H), contiguous; the second is null if h is absent
   const T *bias_ih, *bias_hh;
   T* output;
@@ -20,13 +20,13 @@ struct LibraryParams {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kLibraryThreads) forward_library(LibraryParams<T> p) {
+__global__ void __launch_bounds__(kCublasThreads) forward_cublas(ForwardCublasParams<T> p) {
   using Acc = Accumulator<T>;
-  const int64_t column = int64_t{blockIdx.x} * kLibraryThreads + threadIdx.x;
-  if (column >= p.hidden_size && !RNN_EXT_PLANTED(library_no_column_bound)) return;
+  const int64_t column = int64_t{blockIdx.x} * kCublasThreads + threadIdx.x;
+  if (column >= p.hidden_size && !RNN_EXT_PLANTED(cublas_no_column_bound)) return;
   const Acc b_ih = p.bias_ih != nullptr ? widen(p.bias_ih[column]) : Acc(0);
   const Acc b_hh = p.bias_hh != nullptr ? widen(p.bias_hh[column]) : Acc(0);
-#pragma unroll kLibraryRows
+#pragma unroll kCublasRows
   for (int64_t row = blockIdx.y; row < p.batch; row += gridDim.y) {
     const int64_t i = row * p.hidden_size + column;
     const Acc z = p.products[0][i] + (p.products[1] != nullptr ? p.products[1][i] : Acc(0));
@@ -37,19 +37,20 @@ __global__ void __launch_bounds__(kLibraryThreads) forward_library(LibraryParams
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
 template <typename T>
-cudaError_t launch_library(const ForwardParams<T>& p, const void* workspace, cudaStream_t stream) {
+cudaError_t launch_forward_cublas(const ForwardParams<T>& p, const void* workspace, cudaStream_t stream) {
   const auto* const products = static_cast<const Accumulator<T>*>(workspace);
-  const LibraryParams<T> q = {{products, p.hx.data != nullptr ? products + p.batch * p.weights.hidden_size : nullptr},
-                              p.weights.bias_ih,
-                              p.weights.bias_hh,
-                              p.output,
-                              p.batch,
-                              p.weights.hidden_size,
-                              p.weights.nonlinearity};
+  const ForwardCublasParams<T> q = {
+      {products, p.hx.data != nullptr ? products + p.batch * p.weights.hidden_size : nullptr},
+      p.weights.bias_ih,
+      p.weights.bias_hh,
+      p.output,
+      p.batch,
+      p.weights.hidden_size,
+      p.weights.nonlinearity};
   constexpr int64_t kMaxRows = 65535;  // of a grid
-  const dim3 grid(static_cast<unsigned>(ceil_div(p.weights.hidden_size, kLibraryThreads)),
-                  static_cast<unsigned>(std::min(kMaxRows, ceil_div(p.batch, kLibraryRows))));
-  return RNN_EXT_LAUNCH((forward_library<T>), grid, dim3(kLibraryThreads), 0, stream, q);
+  const dim3 grid(static_cast<unsigned>(ceil_div(p.weights.hidden_size, kCublasThreads)),
+                  static_cast<unsigned>(std::min(kMaxRows, ceil_div(p.batch, kCublasRows))));
+  return RNN_EXT_LAUNCH((forward_cublas<T>), grid, dim3(kCublasThreads), 0, stream, q);
 }
 
 }  // namespace rnn_ext::cuda

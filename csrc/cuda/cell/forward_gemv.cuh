@@ -28,25 +28,25 @@ __device__ __forceinline__ Acc sum_over_lanes(const Acc (&values)[N]) {
     return sum_over_lanes<1, kOffset / 2>(sum);
   } else {
     const bool upper = (threadIdx.x & kOffset) != 0;
-    Acc half[N / 2];
+    Acc left[N / 2];
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) {
       const Acc low = values[i], high = values[i + N / 2];
-      half[i] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, kOffset);
+      left[i] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, kOffset);
     }
-    return sum_over_lanes<N / 2, kOffset / 2>(half);
+    return sum_over_lanes<N / 2, kOffset / 2>(left);
   }
 }
 
 // kBytes: 16 where all operands allow it, else the size of an element, at any strides.
 template <typename T, int kBatch, int kRows, int kBytes>
-struct Gemv {
+struct ForwardGemvTraits {
   using Acc = Accumulator<T>;
   using Unit = Vector<T, kBytes>;
   static constexpr bool kVectors = kBytes > static_cast<int>(sizeof(T));
   static constexpr int kValues = kRows * kBatch;
-  static constexpr int kGroups = kValues > 32 ? kValues / 32 : 1, kPerGroup = kValues / kGroups;
-  static constexpr int kLanesPerValue = 32 / kPerGroup;
+  static constexpr int kRounds = kValues > 32 ? kValues / 32 : 1, kPerRound = kValues / kRounds;
+  static constexpr int kLanesPerValue = 32 / kPerRound;
   // How many 16-byte loads of weights, and so how many units of K, a thread starts before it uses any: what fits 128
   // registers, where elements of 16 bits take more once they are converted.
   static constexpr int kWeightLoads = sizeof(T) == 8                 ? (kBatch > 4   ? 2
@@ -60,14 +60,14 @@ struct Gemv {
                                                                 : 2;
 
   struct Smem {
-    Acc sums[kGemvWarps][kValues];
+    Acc sums[kForwardGemvWarps][kValues];
   };
 };
 
 template <typename T, int kBatch, int kRows, int kBytes>
-__global__ void __launch_bounds__(kGemvWarps * 32, kBatch > 8 ? 1 : 2)
+__global__ void __launch_bounds__(kForwardGemvWarps * 32, kBatch > 8 ? 1 : 2)
     forward_gemv(ForwardParams<T> p, int warps_per_row) {
-  using G = Gemv<T, kBatch, kRows, kBytes>;
+  using G = ForwardGemvTraits<T, kBatch, kRows, kBytes>;
   using Acc = typename G::Acc;
   using Unit = typename G::Unit;
   using Smem = typename G::Smem;
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(kGemvWarps * 32, kBatch > 8 ? 1 : 2)
 
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int part = warp % warps_per_row;  // of K
-  const int64_t n0 = (int64_t{blockIdx.x} * (kGemvWarps / warps_per_row) + warp / warps_per_row) * kRows;
+  const int64_t n0 = (int64_t{blockIdx.x} * (kForwardGemvWarps / warps_per_row) + warp / warps_per_row) * kRows;
   const int last_row =
       static_cast<int>(min(int64_t{kRows}, p.weights.hidden_size - n0)) - 1;  // may be negative: no rows
   const int last_batch = static_cast<int>(p.batch) - 1;
@@ -160,20 +160,20 @@ __global__ void __launch_bounds__(kGemvWarps * 32, kBatch > 8 ? 1 : 2)
   }
 
 #pragma unroll
-  for (int group = 0; group < G::kGroups; ++group) {
-    Acc values[G::kPerGroup];
+  for (int round = 0; round < G::kRounds; ++round) {
+    Acc values[G::kPerRound];
 #pragma unroll
-    for (int i = 0; i < G::kPerGroup; ++i) {
-      values[i] = acc[(group * G::kPerGroup + i) / kBatch][(group * G::kPerGroup + i) % kBatch];
+    for (int i = 0; i < G::kPerRound; ++i) {
+      values[i] = acc[(round * G::kPerRound + i) / kBatch][(round * G::kPerRound + i) % kBatch];
     }
     const Acc sum = sum_over_lanes(values);
-    if (lane % G::kLanesPerValue == 0) smem.sums[warp][group * G::kPerGroup + lane / G::kLanesPerValue] = sum;
+    if (lane % G::kLanesPerValue == 0) smem.sums[warp][round * G::kPerRound + lane / G::kLanesPerValue] = sum;
   }
   if (!RNN_EXT_PLANTED(no_gemv_barrier)) __syncthreads();
 
   // One thread an output adds the parts of K in order.
-  const int groups = kGemvWarps / warps_per_row;
-  for (int e = static_cast<int>(threadIdx.x); e < groups * G::kValues; e += kGemvWarps * 32) {
+  const int groups = kForwardGemvWarps / warps_per_row;
+  for (int e = static_cast<int>(threadIdx.x); e < groups * G::kValues; e += kForwardGemvWarps * 32) {
     const int group = e / G::kValues, row = e % G::kValues / kBatch, batch = e % kBatch;
     const int64_t n = (int64_t{blockIdx.x} * groups + group) * kRows + row;
     if (n >= p.weights.hidden_size || batch >= p.batch) continue;
@@ -188,29 +188,32 @@ __global__ void __launch_bounds__(kGemvWarps * 32, kBatch > 8 ? 1 : 2)
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
 template <typename T, int kBatch, bool kVectors>
-cudaError_t launch_gemv(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
-  constexpr int kRows = gemv_rows(kBatch, kDtype<T>);
+cudaError_t launch_forward_gemv_of(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
+  constexpr int kRows = forward_gemv_rows(kBatch, kDtype<T>);
   constexpr int kBytes = kVectors ? 16 : static_cast<int>(sizeof(T));
-  return RNN_EXT_LAUNCH_EARLY((forward_gemv<T, kBatch, kRows, kBytes>), dim3(static_cast<unsigned>(plan.blocks)),
-                              dim3(kGemvWarps * 32), (sizeof(typename Gemv<T, kBatch, kRows, kBytes>::Smem)), stream,
-                              plan.early, p, plan.warps_per_row);
+  return RNN_EXT_LAUNCH_EARLY(
+      (forward_gemv<T, kBatch, kRows, kBytes>), dim3(static_cast<unsigned>(plan.blocks)), dim3(kForwardGemvWarps * 32),
+      (sizeof(typename ForwardGemvTraits<T, kBatch, kRows, kBytes>::Smem)), stream, plan.early, p, plan.warps_per_row);
 }
 
 template <typename T>
-cudaError_t launch_gemv(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
-  constexpr int kMost = gemv_max_batch(kDtype<T>);
+cudaError_t launch_forward_gemv(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
+  constexpr int kMost = forward_gemv_max_batch(kDtype<T>);
   const bool vectors = common_vector_bytes(p) == 16;
-  switch (gemv_batch(p.batch, kDtype<T>, vectors)) {
+  switch (forward_gemv_batch(p.batch, kDtype<T>, vectors)) {
     case 1:
-      return vectors ? launch_gemv<T, 1, true>(p, plan, stream) : launch_gemv<T, 1, false>(p, plan, stream);
+      return vectors ? launch_forward_gemv_of<T, 1, true>(p, plan, stream)
+                     : launch_forward_gemv_of<T, 1, false>(p, plan, stream);
     case 2:
-      return launch_gemv<T, 2, true>(p, plan, stream);
+      return launch_forward_gemv_of<T, 2, true>(p, plan, stream);
     case 4:
-      return launch_gemv<T, 4, true>(p, plan, stream);
+      return launch_forward_gemv_of<T, 4, true>(p, plan, stream);
     case 8:
-      return vectors ? launch_gemv<T, 8, true>(p, plan, stream) : launch_gemv<T, 8, false>(p, plan, stream);
+      return vectors ? launch_forward_gemv_of<T, 8, true>(p, plan, stream)
+                     : launch_forward_gemv_of<T, 8, false>(p, plan, stream);
     default:
-      return vectors ? launch_gemv<T, kMost, true>(p, plan, stream) : launch_gemv<T, kMost, false>(p, plan, stream);
+      return vectors ? launch_forward_gemv_of<T, kMost, true>(p, plan, stream)
+                     : launch_forward_gemv_of<T, kMost, false>(p, plan, stream);
   }
 }
 

@@ -17,7 +17,7 @@ namespace rnn_ext::cuda {
 // ---- kernel ---------------------------------------------------------------------------------------------------------
 
 template <typename T>
-struct TiledParams {
+struct ForwardTiledParams {
   Segment<Operand<T>, Operand<T>> input, hx;  // (x, W) and (h, U); a depth of 0 where hx is absent
   const T* bias_ih;
   const T* bias_hh;
@@ -32,7 +32,8 @@ struct TiledParams {
 };
 
 template <typename T, class Loop>
-__global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPerSm) forward_tiled(TiledParams<T> p) {
+__global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPerSm)
+    forward_tiled(ForwardTiledParams<T> p) {
   using Shape = typename Loop::Shape;
   using Acc = typename Loop::Acc;
   using Smem = typename Loop::Smem;
@@ -45,8 +46,7 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPer
                            int64_t{tile_index / tiles_m} * Shape::BN, p.hidden_size};
 
   typename Loop::Engine engine;
-  const int slices =
-      Loop::slices(p.input.depth) + (RNN_EXT_PLANTED(half_of_k_forgotten) ? 0 : Loop::slices(p.hx.depth));
+  const int slices = Loop::slices(p.input.depth) + (RNN_EXT_PLANTED(hx_forgotten) ? 0 : Loop::slices(p.hx.depth));
   const auto first_slice = [&](unsigned s) { return static_cast<int>(int64_t{slices} * s / p.splits); };
   Loop::run(smem, engine, p.input, p.hx, tile, first_slice(split), first_slice(split + 1));
 
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPer
       store(row, sums);
     });
   } else if (p.cluster) {
-    if constexpr (Shape::kSlices > 1) Loop::fold_slices(smem.sums, rows);
+    if constexpr (Shape::kGroups > 1) Loop::fold_groups(smem.sums, rows);
     if (!RNN_EXT_PLANTED(no_cluster_sync)) ptx::cluster_sync();  // all blocks' sums are there
     const int first_row = rows * static_cast<int>(split) / p.splits,
               end_row = rows * static_cast<int>(split + 1) / p.splits;
@@ -146,26 +146,26 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPer
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
 // The shape that row `kRow` of the table describes.
-template <int kRow, bool kSimt = kTiledKernels[kRow].math == Math::kSimt>
+template <int kRow, bool kSimt = kForwardTiled[kRow].math == Math::kSimt>
 struct TableShape {
-  static constexpr TiledKernel k = kTiledKernels[kRow];
-  using type = WarpShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.slices, k.stages, k.blocks_per_sm>;
+  static constexpr ForwardTiledKernel k = kForwardTiled[kRow];
+  using type = WarpShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.groups, k.stages, k.blocks_per_sm>;
 };
 template <int kRow>
 struct TableShape<kRow, true> {
-  static constexpr TiledKernel k = kTiledKernels[kRow];
-  using type = ThreadShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.slices, k.stages, k.blocks_per_sm>;
+  static constexpr ForwardTiledKernel k = kForwardTiled[kRow];
+  using type = ThreadShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.groups, k.stages, k.blocks_per_sm>;
 };
 
 template <typename T, int kRow>
-cudaError_t launch_tiled_row(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
-                             cudaStream_t stream) {
-  constexpr TiledKernel k = kTiledKernels[kRow];
+cudaError_t launch_forward_row(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
+                               cudaStream_t stream) {
+  constexpr ForwardTiledKernel k = kForwardTiled[kRow];
   using Shape = typename TableShape<kRow>::type;
   using Loop = Mainloop<Engine<T, k.math, Shape, Major::kK, Major::kK>, Operand<T>, Operand<T>, k.fill == Fill::kAsync>;
   static_assert(k.threads() == Shape::kThreads && k.smem_bytes(kDtype<T>) == sizeof(typename Loop::Smem));
 
-  TiledParams<T> t;
+  ForwardTiledParams<T> t;
   t.input = {operand_by_rows(p.input, p.batch, p.weights.input_size, Major::kK),
              operand_by_rows(p.weights.weight_ih, p.weights.hidden_size, p.weights.input_size, Major::kK),
              p.weights.input_size};
@@ -190,12 +190,12 @@ cudaError_t launch_tiled_row(const ForwardParams<T>& p, const ForwardPlan& plan,
 }
 
 template <typename T, int... kRows>
-cudaError_t launch_tiled(std::integer_sequence<int, kRows...>, const ForwardParams<T>& p, const ForwardPlan& plan,
-                         void* workspace, uint32_t* counters, cudaStream_t stream) {
+cudaError_t launch_forward_tiled(std::integer_sequence<int, kRows...>, const ForwardParams<T>& p,
+                                 const ForwardPlan& plan, void* workspace, uint32_t* counters, cudaStream_t stream) {
   cudaError_t e = cudaErrorInvalidValue;
   const auto try_row = [&](auto row) {
-    if constexpr (kTiledKernels[row()].takes(kDtype<T>)) {
-      if (plan.kernel == row()) e = launch_tiled_row<T, row()>(p, plan, workspace, counters, stream);
+    if constexpr (kForwardTiled[row()].takes(kDtype<T>)) {
+      if (plan.kernel == row()) e = launch_forward_row<T, row()>(p, plan, workspace, counters, stream);
     }
   };
   (try_row(std::integral_constant<int, kRows>()), ...);
@@ -203,9 +203,10 @@ cudaError_t launch_tiled(std::integer_sequence<int, kRows...>, const ForwardPara
 }
 
 template <typename T>
-cudaError_t launch_tiled(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
-                         cudaStream_t stream) {
-  return launch_tiled(std::make_integer_sequence<int, kNumTiledKernels>(), p, plan, workspace, counters, stream);
+cudaError_t launch_forward_tiled(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace,
+                                 uint32_t* counters, cudaStream_t stream) {
+  return launch_forward_tiled(std::make_integer_sequence<int, kNumForwardTiled>(), p, plan, workspace, counters,
+                              stream);
 }
 
 }  // namespace rnn_ext::cuda

@@ -19,13 +19,13 @@ namespace {
 
 template <typename T, int kRow, int kParts>
 cudaError_t launch_row(const ForwardParams<T>& p, int64_t blocks, cudaStream_t stream) {
-  constexpr WgmmaKernel k = kWgmmaKernels[kRow];
+  constexpr ForwardWgmmaKernel k = kForwardWgmma[kRow];
   using Shape = WgmmaShape<T, k.math, k.bn, k.cluster, kParts>;
   static_assert(Shape::BM == k.bm, "the table's idea of it");
   const bool has_hx = p.hx.data != nullptr;
   const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
-  WgmmaArguments<T> arguments = {};
-  // The tensor cores would cut operands off after tf32's 11 bits, so the copy engine rounds them first.
+  ForwardWgmmaArguments<T> arguments = {};
+  // The tensor cores would cut operands off after tf32's 11 bits, so TMA rounds them first.
   const auto type =
       Shape::kTf32 && !RNN_EXT_PLANTED(tf32_not_rounded) ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 : kTensorMapType<T>;
   const auto encode = [&](CUtensorMap& map, const Matrix<T>& m, int64_t rows, int64_t columns, int box_rows) {
@@ -36,7 +36,7 @@ cudaError_t launch_row(const ForwardParams<T>& p, int64_t blocks, cudaStream_t s
   encode(arguments.weight_ih, p.weights.weight_ih, H, I, kRowsOfB);
   if (has_hx) encode(arguments.hx, p.hx, B, H, Shape::BM);
   if (has_hx) encode(arguments.weight_hh, p.weights.weight_hh, H, H, kRowsOfB);
-  encode_tensor_map(arguments.output, p.output, B, H, H, WgmmaSmem<Shape>::kStoreRows);
+  encode_tensor_map(arguments.output, p.output, B, H, H, ForwardWgmmaSmem<Shape>::kStoreRows);
 
   const auto tiles = [](int64_t size, int tile) { return static_cast<int>(ceil_div(size, tile)); };
   arguments.params = p;
@@ -45,7 +45,7 @@ cudaError_t launch_row(const ForwardParams<T>& p, int64_t blocks, cudaStream_t s
   arguments.k_tiles_input = tiles(I, Shape::BK);
   arguments.k_tiles_hx = has_hx ? tiles(H, Shape::BK) : 0;
   return RNN_EXT_LAUNCH_CLUSTER((forward_wgmma<Shape>), dim3(static_cast<unsigned>(blocks)), dim3(Shape::kThreads),
-                                dim3(Shape::kBlocks), sizeof(WgmmaSmem<Shape>), stream, arguments);
+                                dim3(Shape::kBlocks), sizeof(ForwardWgmmaSmem<Shape>), stream, arguments);
 }
 
 template <typename T, int... kRows>
@@ -53,8 +53,8 @@ cudaError_t launch_rows(std::integer_sequence<int, kRows...>, const ForwardParam
                         cudaStream_t stream) {
   cudaError_t e = cudaErrorInvalidValue;
   const auto try_row = [&](auto row) {
-    if constexpr (kWgmmaKernels[row()].takes(kDtype<T>)) {
-      constexpr WgmmaKernel k = kWgmmaKernels[row()];
+    if constexpr (kForwardWgmma[row()].takes(kDtype<T>)) {
+      constexpr ForwardWgmmaKernel k = kForwardWgmma[row()];
       if (plan.kernel != row()) return;
       if (plan.splits == 1) e = launch_row<T, row(), 1>(p, plan.blocks, stream);
       if constexpr (k.most_splits >= 2) {
@@ -73,7 +73,7 @@ cudaError_t launch_rows(std::integer_sequence<int, kRows...>, const ForwardParam
 
 template <typename T>
 cudaError_t launch_forward_wgmma(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
-  return launch_rows(std::make_integer_sequence<int, kNumWgmmaKernels>(), p, plan, stream);
+  return launch_rows(std::make_integer_sequence<int, kNumForwardWgmma>(), p, plan, stream);
 }
 
 #define RNN_EXT_INSTANTIATE(T)                                \

@@ -5,8 +5,8 @@
 // The two GEMMs are one over K = ⌈I / BK⌉ + ⌈H / BK⌉ k-tiles: at the first boundary the producer goes over from the
 // tensor maps of (x, W) to those of (h, U), and nobody else notices.
 //
-// It is the copy engine that rounds to tf32, on its way to shared memory: tensor_map.cuh says what is known of how. A
-// number too large for that may become an infinity, as it does in the other tf32 kernels.
+// It is TMA that rounds to tf32, on its way to shared memory: tensor_map.cuh says what is known of how. A number too
+// large for that may become an infinity, as it does in the other tf32 kernels.
 //
 // Where there are too few tiles for the GPU, the blocks of a cluster share the K of a tile. Each leaves its sums where
 // its stages were, and adds up a part of the columns out of all blocks' shared memory, in the order of K: bitwise the
@@ -25,7 +25,7 @@
 namespace rnn_ext::cuda {
 
 template <typename T>
-struct WgmmaArguments {
+struct ForwardWgmmaArguments {
   CUtensorMap input, hx, weight_ih, weight_hh, output;
   ForwardParams<T> params;
   int tiles_m, tiles_n;  // tiles of the output; tiles_m counts clusters
@@ -34,15 +34,15 @@ struct WgmmaArguments {
 
 // The low parts lie as the high parts do.
 template <typename Shape, bool = Shape::kSplit>
-struct WgmmaLowSmem {};
+struct ForwardWgmmaLowSmem {};
 template <typename Shape>
-struct WgmmaLowSmem<Shape, true> {
+struct ForwardWgmmaLowSmem<Shape, true> {
   float a_low[Shape::kLowStages][Shape::BM * Shape::BK];
   float b_low[Shape::kLowStages][Shape::BN * Shape::BK];
 };
 
 template <typename Shape>
-struct WgmmaSmem : WgmmaLowSmem<Shape>, WgmmaRing<Shape> {
+struct ForwardWgmmaSmem : ForwardWgmmaLowSmem<Shape>, WgmmaRing<Shape> {
   float bias[2][Shape::BN];  // b_ih + b_hh, of this tile and of the next
   uint64_t bias_full[2], bias_empty[2];
   uint64_t sums_full, sums_read;  // where K is split: by the warps of all blocks that share it
@@ -53,7 +53,7 @@ struct KTiles {
   int begin, end;
 };
 template <typename Shape, typename T>
-__device__ __forceinline__ KTiles k_tiles_of_block(const WgmmaArguments<T>& p) {
+__device__ __forceinline__ KTiles k_tiles_of_block(const ForwardWgmmaArguments<T>& p) {
   const int all = p.k_tiles_input + p.k_tiles_hx, part = part_of_k<Shape>();
   return {all * part / Shape::kParts, all * (part + 1) / Shape::kParts};
 }
@@ -62,8 +62,8 @@ __device__ __forceinline__ KTiles k_tiles_of_block(const WgmmaArguments<T>& p) {
 
 // One thread.
 template <typename Shape, typename T>
-__device__ void fill_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, RingPosition<Shape::kStages>& at,
-                          int first, int step, int rank) {
+__device__ void fill_ring(const ForwardWgmmaArguments<T>& p, ForwardWgmmaSmem<Shape>& smem,
+                          RingPosition<Shape::kStages>& at, int first, int step, int rank) {
   constexpr int kRowsOfB = Shape::BN / Shape::kCluster;
   const KTiles mine = k_tiles_of_block<Shape>(p);
   for (int index = first; index < p.tiles_m * p.tiles_n; index += step) {
@@ -83,7 +83,7 @@ __device__ void fill_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, Ri
 
 // The bias of every tile, by the warps that have nothing else to do: it is there long before the sums are.
 template <typename Shape, typename T>
-__device__ void fetch_bias(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, int first, int step) {
+__device__ void fetch_bias(const ForwardWgmmaArguments<T>& p, ForwardWgmmaSmem<Shape>& smem, int first, int step) {
   RingPosition<2> at;
   for (int index = first; index < p.tiles_m * p.tiles_n; index += step, at.advance()) {
     const TileAt<Shape> tile(index, p.tiles_m, p.tiles_n);
@@ -132,7 +132,7 @@ __device__ __forceinline__ float recompute(const ForwardParams<float>& p, int64_
 
 // f(sums + bias) of this warp's 16 rows of the tile from (row, column) on.
 template <Nonlinearity f, typename Shape, typename T>
-__device__ void store_output(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem,
+__device__ void store_output(const ForwardWgmmaArguments<T>& p, ForwardWgmmaSmem<Shape>& smem,
                              const float (&acc)[Shape::BN / Shape::kParts / 2], const float* bias, int row, int column,
                              bool is_leader, int& buffer) {
   constexpr int kColumns = WgmmaRing<Shape>::kStoreColumns;
@@ -186,8 +186,8 @@ __device__ __forceinline__ void split(float* tile, float* low) {
 
 // The same as three products of tf32.
 template <typename Shape>
-__device__ __forceinline__ void multiply_split(WgmmaSmem<Shape>& smem, RingPosition<Shape::kStages>& at, int k_tiles,
-                                               int rank, float (&sums)[Shape::BN / 2]) {
+__device__ __forceinline__ void multiply_split(ForwardWgmmaSmem<Shape>& smem, RingPosition<Shape::kStages>& at,
+                                               int k_tiles, int rank, float (&sums)[Shape::BN / 2]) {
   constexpr int N = Shape::BN, kSteps = kTileRowBytes / 32;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;
   float of_stage[N / 2];
@@ -222,7 +222,7 @@ __device__ __forceinline__ void multiply_split(WgmmaSmem<Shape>& smem, RingPosit
     }
     ptx::wgmma_commit();
   };
-  const auto finish = [&](int stage) {
+  const auto add_stage = [&](int stage) {
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sums[i] = RNN_EXT_PLANTED(split_long_sums) ? of_stage[i] : sums[i] + of_stage[i];
     release_stage(smem, stage, rank);
@@ -236,18 +236,18 @@ __device__ __forceinline__ void multiply_split(WgmmaSmem<Shape>& smem, RingPosit
     split_next(k);
     ptx::wgmma_wait_all(of_stage);
     barrier();  // which also says that everyone is done with the low parts that split_next(k + 1) will overwrite
-    finish(previous);
+    add_stage(previous);
     start(k);
   }
   ptx::wgmma_wait_all(of_stage);
-  finish(at.stage);
+  add_stage(at.stage);
   at.advance();
 }
 
 // Where K is split: the sums of all parts of it, of this block's part of the columns. The stages have been read by
 // everyone, and none are to come.
 template <typename Shape>
-__device__ __forceinline__ void add_up_parts(WgmmaSmem<Shape>& smem, int rank, const float (&own)[Shape::BN / 2],
+__device__ __forceinline__ void add_up_parts(ForwardWgmmaSmem<Shape>& smem, int rank, const float (&own)[Shape::BN / 2],
                                              float (&all)[Shape::BN / Shape::kParts / 2]) {
   constexpr int kVectors = Shape::BN / 8;  // a thread's, of four sums each
   static_assert(sizeof smem.b >= kVectors * Shape::kConsumerThreads * sizeof(float4) && kVectors % Shape::kParts == 0);
@@ -284,7 +284,8 @@ __device__ __forceinline__ void add_up_parts(WgmmaSmem<Shape>& smem, int rank, c
 
 // One warpgroup.
 template <typename Shape, typename T>
-__device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, int first, int step, int rank) {
+__device__ void drain_ring(const ForwardWgmmaArguments<T>& p, ForwardWgmmaSmem<Shape>& smem, int first, int step,
+                           int rank) {
   const int consumer = static_cast<int>(threadIdx.x) - 128;
   const bool is_leader = ptx::elect_one();
   float acc[Shape::BN / 2];
@@ -343,7 +344,7 @@ __device__ void drain_ring(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem, i
 
 // Thread 0, first of all.
 template <typename Shape, typename T>
-__device__ void prepare(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem) {
+__device__ void prepare(const ForwardWgmmaArguments<T>& p, ForwardWgmmaSmem<Shape>& smem) {
   ptx::prefetch_tensor_map(&p.input);
   ptx::prefetch_tensor_map(&p.weight_ih);
   if (p.k_tiles_hx > 0) ptx::prefetch_tensor_map(&p.hx);
@@ -359,8 +360,8 @@ __device__ void prepare(const WgmmaArguments<T>& p, WgmmaSmem<Shape>& smem) {
 
 template <typename Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
-    forward_wgmma(const __grid_constant__ WgmmaArguments<typename Shape::T> p) {
-  using Smem = WgmmaSmem<Shape>;
+    forward_wgmma(const __grid_constant__ ForwardWgmmaArguments<typename Shape::T> p) {
+  using Smem = ForwardWgmmaSmem<Shape>;
   static_assert(sizeof(Smem) <= 227 * 1024, "what a block can have on sm_90");
   RNN_EXT_SMEM(Smem, smem);
   if (threadIdx.x == 0) prepare(p, smem);

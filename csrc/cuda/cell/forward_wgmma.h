@@ -7,8 +7,8 @@
 
 namespace rnn_ext::cuda {
 
-// Whether the copy engine can take all operands and the output: the inner strides are 1, all rows start at multiples of
-// 16 bytes, and there is something to sum up.
+// Whether TMA can take all operands and the output: the inner strides are 1, all rows start at multiples of 16 bytes,
+// and there is something to sum up.
 template <typename T>
 bool forward_wgmma_takes(const ForwardParams<T>& p);
 

@@ -15,9 +15,8 @@ template <typename T>
 ForwardCase forward_case(const ForwardParams<T>& p, bool tf32, bool split_tf32);
 
 // Runs a plan for this very case. `workspace` holds plan.workspace_bytes, aligned to 16, and, where the plan asks for
-// them, the library's products; `counters` kMaxCounters that
-// are zero, and are zero again afterwards. Both are of this launch alone while it runs, and null where there is no
-// workspace_bytes.
+// them, cuBLAS's products; `counters` kMaxCounters that are zero, and are zero again afterwards. Both are of this
+// launch alone while it runs, and null where there is no workspace_bytes.
 template <typename T>
 cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
                              cudaStream_t stream);

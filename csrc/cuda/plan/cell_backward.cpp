@@ -15,7 +15,7 @@ constexpr double kTileClocks = 1100;  // first bytes, start and end of a tile, w
 struct TileTime {
   double busy, alone;
 };
-TileTime tile_time(const BackwardKernel& k, const BackwardTileShape& t, const BackwardCase& c, const Machine& m,
+TileTime tile_time(const BackwardTiledKernel& k, const BackwardTileShape& t, const BackwardCase& c, const Machine& m,
                    int64_t rows, int64_t columns, int64_t depth, int multiprocessors) {
   const double size = bytes_of(c.dtype), sum_size = size < 8 ? 4 : 8;
   const double rate = compute_flops(m, k.tensor_cores ? Math::kTensorCore : Math::kSimt, c.dtype) /
@@ -26,14 +26,14 @@ TileTime tile_time(const BackwardKernel& k, const BackwardTileShape& t, const Ba
   const double flops = 2.0 * t.bm * t.bn * t.bk / rate, bytes = (read_rows + read_columns) * t.bk * size;
   const double l2_share = std::min(m.l2_bytes, m.l2_total_bytes / multiprocessors);  // while all are at it
   const double slices = double(ceil_div(depth, t.bk));
-  const double epilogue = t.bm * t.bn * (2 * sum_size * t.slices / kSmemBytes + size / l2_share);
+  const double epilogue = t.bm * t.bn * (2 * sum_size * t.groups / kSmemBytes + size / l2_share);
   const double staged = k.fused || !k.async ? kTripClocks : 0;
   return {slices * std::max(flops, bytes / l2_share) + epilogue,
           kTileClocks + slices * std::max({flops, bytes / m.l2_bytes, staged}) + epilogue};
 }
 
 BackwardPlan plan_tiled(int kernel, const BackwardCase& c, const Device& device) {
-  const BackwardKernel& k = kBackwardTiled[kernel];
+  const BackwardTiledKernel& k = kBackwardTiled[kernel];
   const Machine m = machine_of(device.compute_capability);
   BackwardPlan plan;
   plan.family = BackwardPlan::Family::kTiled;
@@ -148,12 +148,12 @@ BackwardPlan plan_gemv(const BackwardCase& c, const Device& device) {
 // ---- the candidates -------------------------------------------------------------------------------------------------
 
 std::string why_not_gemv(const BackwardCase& c) {
-  return c.batch <= kMaxGemvBatch
-             ? ""
-             : "it takes batches of up to " + std::to_string(kMaxGemvBatch) + ", not " + std::to_string(c.batch);
+  return c.batch <= kBackwardGemvMaxBatch ? ""
+                                          : "it takes batches of up to " + std::to_string(kBackwardGemvMaxBatch) +
+                                                ", not " + std::to_string(c.batch);
 }
 
-std::string why_not_tiled(const BackwardKernel& k, const BackwardCase& c, const Device& d) {
+std::string why_not_tiled(const BackwardTiledKernel& k, const BackwardCase& c, const Device& d) {
   if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
   if (d.compute_capability < k.first_sm || d.compute_capability > k.last_sm) return not_for(d.compute_capability);
   if (k.async && bytes_of(c.dtype) == 2 && c.vector_bytes < 4) {

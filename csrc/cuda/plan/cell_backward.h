@@ -54,16 +54,16 @@ struct BackwardSchedule {
 
 // `gemv`: a block a strip of the weights' columns, which it reads once; every dtype and architecture, up to this many
 // rows.
-constexpr int kMaxGemvBatch = 8;
+constexpr int kBackwardGemvMaxBatch = 8;
 
 // A bm×bn tile in slices bk deep, by parts_m×parts_n warps (tensor cores) or of parts_m×parts_n elements a thread (the
-// FP32 and FP64 pipes), `slices` times over.
+// FP32 and FP64 pipes), `groups` times over.
 struct BackwardTileShape {
-  int bm, bn, bk, parts_m, parts_n, slices, stages;
+  int bm, bn, bk, parts_m, parts_n, groups, stages;
 };
 
 // `tiled`. The numbers instantiate the kernel's template, so a row here and the code can't disagree.
-struct BackwardKernel {
+struct BackwardTiledKernel {
   const char* name;
   bool fp32, fp64, fp16, bf16;  // the dtypes
   bool tensor_cores;
@@ -81,7 +81,7 @@ struct BackwardKernel {
     const size_t element = tensor_cores ? bytes_of(dtype) : sum_bytes, padding = tensor_cores ? 0 : 4;
     const size_t a = (t.bm + padding) * t.bk * element * (async && !fused ? t.stages : 2);
     const size_t b = (t.bn + padding) * t.bk * element * (async ? t.stages : 2);
-    const size_t sums = sum_bytes * t.slices * t.bm * (t.bn + 8);
+    const size_t sums = sum_bytes * t.groups * t.bm * (t.bn + 8);
     return a + b > sums ? a + b : sums;
   }
   constexpr size_t smem_bytes(Dtype dtype) const {
@@ -97,7 +97,7 @@ struct BackwardKernel {
 //        operands come by cp.async, and tiles are as large as registers allow.
 // staged: what cp.async can't copy, and GPUs without it. The last rows are there for those alone.
 // clang-format off
-constexpr BackwardKernel kBackwardTiled[] = {
+constexpr BackwardTiledKernel kBackwardTiled[] = {
   // name            fp32   fp64   fp16   bf16   tensor async  fused   data                          weight                        bl  sm
   {"tiled_small",    false, false, true,  true,  true,  true,  true,  {16, 32, 128, 1, 2, 2, 3},    {64, 64, 32, 2, 2, 1, 3},     3,  80, kAnySm},
   {"tiled_mid",      false, false, true,  true,  true,  true,  true,  {32, 64, 64, 1, 2, 2, 3},     {64, 64, 32, 2, 2, 1, 3},     3,  80, kAnySm},
@@ -146,7 +146,7 @@ struct BackwardCase {
   bool grad_input, grad_hx, grad_weight_ih, grad_weight_hh, grad_bias;
   int vector_bytes;  // what the needed ones of W, U, x and h are aligned to, with unit stride along rows; 0: less than
                      // 4
-  bool tensor_maps;  // the copy engine can take all that is read and written, but dh' and h', and there is something
+  bool tensor_maps;  // TMA can take all that is read and written, but dh' and h', and there is something
 
   bool operator==(const BackwardCase& o) const {
     return batch == o.batch && input_size == o.input_size && hidden_size == o.hidden_size && dtype == o.dtype &&

@@ -20,15 +20,15 @@ namespace {
 
 constexpr double kSpecialFunctions = 16;  // a clock: one tanh.approx or ex2 an element of the output
 
-// tcgen05 on sm_100, which no kernel here has: of the 2250 TFLOP/s in a B200's data sheet the library is reported to
-// reach 70 %; a clock and multiprocessor.
-constexpr double kLibraryFlops = 0.7 * 8690, kLibraryTf32Flops = kLibraryFlops / 2;
+// tcgen05 on sm_100, which no kernel here has: of the 2250 TFLOP/s in a B200's data sheet cuBLAS is reported to reach
+// 70 %; a clock and multiprocessor.
+constexpr double kCublasFlops = 0.7 * 8690, kCublasTf32Flops = kCublasFlops / 2;
 
 constexpr double kWorkspaceSync = 1.6;  // µs: write, count, read back
 constexpr double kClusterBytes = 32;    // a clock: another block's shared memory
 
 // Bytes of shared memory that the engines read for one slice of the tile.
-double smem_traffic(const TiledKernel& k, Dtype dtype) {
+double smem_traffic(const ForwardTiledKernel& k, Dtype dtype) {
   if (k.math != Math::kSimt) {
     return double(k.parts_m * k.parts_n) * (k.bm / k.parts_m + k.bn / k.parts_n) * k.bk * bytes_of(dtype);
   }
@@ -37,7 +37,7 @@ double smem_traffic(const TiledKernel& k, Dtype dtype) {
   return warps * (4 * k.parts_m + 8 * k.parts_n) * k.bk * (dtype == Dtype::kDouble ? 8 : 4);
 }
 
-double tiled_microseconds(const TiledKernel& k, const ForwardCase& c, const Device& d, int splits,
+double tiled_microseconds(const ForwardTiledKernel& k, const ForwardCase& c, const Device& d, int splits,
                           Reduction reduction) {
   const Machine m = machine_of(d.compute_capability);
   const int64_t tiles = ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn);
@@ -59,7 +59,7 @@ double tiled_microseconds(const TiledKernel& k, const ForwardCase& c, const Devi
   const double trip = k.fill == Fill::kStaged ? kTripClocks / double(std::min<int64_t>(per_sm, resident)) : 0;
   double clocks = per_sm * block_slices * std::max({flops, smem, l2, trip});
   clocks = std::max(clocks, blocks * block_slices * (rows + columns) * k.bk * size / m.l2_total_bytes);
-  const double epilogue = 2.0 * k.bm * k.bn * (size < 8 ? 4 : 8) * k.slices / kSmemBytes;  // written and read back
+  const double epilogue = 2.0 * k.bm * k.bn * (size < 8 ? 4 : 8) * k.groups / kSmemBytes;  // written and read back
   clocks += per_sm * epilogue;
   double us = kRamp + rounds * (kLatency + kRound);
   const double partial = rows * columns * (size < 8 ? 4 : 8);
@@ -74,13 +74,13 @@ double tiled_microseconds(const TiledKernel& k, const ForwardCase& c, const Devi
 }
 
 // Tiles of as many rows as a cluster has blocks for.
-int64_t wgmma_tiles(const WgmmaKernel& k, const ForwardCase& c) {
+int64_t wgmma_tiles(const ForwardWgmmaKernel& k, const ForwardCase& c) {
   return ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn);
 }
 
 // How many run at the same time. (Of clusters of 8, an H100 should hold 16: its multiprocessors come in groups of 16
 // and more that a cluster does not leave.)
-int64_t wgmma_clusters(const WgmmaKernel& k, const ForwardCase& c, const Device& d, int splits) {
+int64_t wgmma_clusters(const ForwardWgmmaKernel& k, const ForwardCase& c, const Device& d, int splits) {
   return std::max<int64_t>(1, std::min<int64_t>(wgmma_tiles(k, c), d.multiprocessors / (k.cluster * splits)));
 }
 
@@ -89,7 +89,7 @@ int64_t wgmma_k_tiles(const ForwardCase& c) {
   return ceil_div(c.input_size, bk) + (c.hx ? ceil_div(c.hidden_size, bk) : 0);
 }
 
-double wgmma_microseconds(const WgmmaKernel& k, const ForwardCase& c, const Device& d, int splits) {
+double wgmma_microseconds(const ForwardWgmmaKernel& k, const ForwardCase& c, const Device& d, int splits) {
   const Machine m = machine_of(d.compute_capability);
   const double size = bytes_of(c.dtype), bk = 128 / size;
   const int64_t tiles = wgmma_tiles(k, c);
@@ -111,19 +111,20 @@ double wgmma_microseconds(const WgmmaKernel& k, const ForwardCase& c, const Devi
 }
 
 // In tiles of 128 x 256: small ones may be less of a loss than that, but it is large shapes that the choice is about.
-double library_microseconds(const ForwardCase& c, const Device& d) {
+double cublas_microseconds(const ForwardCase& c, const Device& d) {
   const Machine m = machine_of(d.compute_capability);
   const double depth = double(c.input_size) + (c.hx ? double(c.hidden_size) : 0), size = bytes_of(c.dtype);
   const double outputs = double(c.batch) * double(c.hidden_size), products = c.hx ? 2 : 1;
   const double rounds = double(ceil_div(ceil_div(c.batch, 128) * ceil_div(c.hidden_size, 256), d.multiprocessors));
-  const double flops = rounds * 2 * 128 * 256 * depth / (size == 2 ? kLibraryFlops : kLibraryTf32Flops);
+  const double flops = rounds * 2 * 128 * 256 * depth / (size == 2 ? kCublasFlops : kCublasTf32Flops);
   const double bytes = outputs * (2 * products * 4 + size);  // written, and read again
   return (products + 1) * (kRamp + kLatency + kRound) + (flops + bytes / m.l2_total_bytes) / (m.ghz * 1e3);
 }
 
 double gemv_microseconds(const ForwardCase& c, const Device& d, int64_t blocks) {
   const Machine m = machine_of(d.compute_capability);
-  const int batch = gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16), rows = gemv_rows(batch, c.dtype);
+  const int batch = forward_gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16),
+            rows = forward_gemv_rows(batch, c.dtype);
   const double depth = double(c.input_size) + (c.hx ? double(c.hidden_size) : 0), size = bytes_of(c.dtype);
   const double weights = depth * double(c.hidden_size);
   const double per_sm = weights * double(ceil_div(blocks, d.multiprocessors)) / double(blocks);
@@ -141,12 +142,12 @@ constexpr const char* kNoTf32 = "PyTorch's setting for matmul does not allow tf3
 
 // Why a kernel can't take the case; empty if it can.
 std::string why_not_gemv(const ForwardCase& c) {
-  const int most = gemv_max_batch(c.dtype);
+  const int most = forward_gemv_max_batch(c.dtype);
   return c.batch <= most ? ""
                          : "it takes batches of up to " + std::to_string(most) + ", not " + std::to_string(c.batch);
 }
 
-std::string why_not_tiled(const TiledKernel& k, const ForwardCase& c, const Device& d) {
+std::string why_not_tiled(const ForwardTiledKernel& k, const ForwardCase& c, const Device& d) {
   if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
   if (d.compute_capability < k.first_sm || d.compute_capability > k.last_sm ||
       (c.dtype == Dtype::kBFloat16 && k.math == Math::kTensorCore && d.compute_capability < 80)) {
@@ -160,7 +161,7 @@ std::string why_not_tiled(const TiledKernel& k, const ForwardCase& c, const Devi
   return "";
 }
 
-std::string why_not_wgmma(const WgmmaKernel& k, const ForwardCase& c, const Device& d) {
+std::string why_not_wgmma(const ForwardWgmmaKernel& k, const ForwardCase& c, const Device& d) {
   if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
   if (const std::string why = why_no_wgmma(d, c.tensor_maps); !why.empty()) return why;
   if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
@@ -169,7 +170,7 @@ std::string why_not_wgmma(const WgmmaKernel& k, const ForwardCase& c, const Devi
   return "";
 }
 
-std::string why_not_split(const WgmmaKernel& k, const ForwardCase& c, int splits) {
+std::string why_not_split(const ForwardWgmmaKernel& k, const ForwardCase& c, int splits) {
   if (splits == 1) return "";
   if (splits > k.most_splits || (splits & (splits - 1)) != 0) {
     return k.most_splits == 1 ? std::string(k.name) + " does not split K over blocks"
@@ -182,7 +183,7 @@ std::string why_not_split(const WgmmaKernel& k, const ForwardCase& c, int splits
 }
 
 // Why it is left to RNN_EXT_KERNEL to ask for a kernel that can take the case.
-std::string why_only_forced(const WgmmaKernel& k, const ForwardCase& c) {
+std::string why_only_forced(const ForwardWgmmaKernel& k, const ForwardCase& c) {
   if (k.math == Math::kSplitTf32 && c.input_size + (c.hx ? c.hidden_size : 0) < kMin3xTf32Depth) {
     return "sums of fewer than " + std::to_string(kMin3xTf32Depth) + " products are more accurate in fp32";
   }
@@ -192,32 +193,33 @@ std::string why_only_forced(const WgmmaKernel& k, const ForwardCase& c) {
 // It can take everything. But where its GEMMs are made of the instructions that ours have, two of them and a third
 // launch are no gain that could be told without measuring: it is chosen where tensor cores have another, faster
 // instruction. Its sums pass from launch to launch in fp32; in 16 bits they would be rounded twice.
-std::string why_only_forced_library(const ForwardCase& c, const Device& d) {
+std::string why_only_forced_cublas(const ForwardCase& c, const Device& d) {
   const bool tensor_cores = bytes_of(c.dtype) == 2 || (c.dtype == Dtype::kFloat && c.tf32);
   const bool has_tcgen05 = d.compute_capability >= 100 && d.compute_capability < 110;
   return tensor_cores && has_tcgen05 ? "" : "it has no instructions for this that the kernels here lack";
 }
 
-ForwardPlan plan_library(const ForwardCase& c, const Device& d) {
+ForwardPlan plan_cublas(const ForwardCase& c, const Device& d) {
   ForwardPlan plan;
-  plan.family = ForwardPlan::Family::kLibrary;
+  plan.family = ForwardPlan::Family::kCublas;
   plan.workspace_bytes = (c.hx ? 2 : 1) * c.batch * c.hidden_size * (c.dtype == Dtype::kDouble ? 8 : 4);
-  plan.microseconds = library_microseconds(c, d);
+  plan.microseconds = cublas_microseconds(c, d);
   return plan;
 }
 
 ForwardPlan plan_gemv(const ForwardCase& c, const Device& d) {
   const bool vectors = c.vector_bytes >= 16;
-  const int rows = gemv_rows(gemv_batch(c.batch, c.dtype, vectors), c.dtype);
+  const int rows = forward_gemv_rows(forward_gemv_batch(c.batch, c.dtype, vectors), c.dtype);
   const int64_t depth = c.input_size + (c.hx ? c.hidden_size : 0), row_groups = ceil_div(c.hidden_size, rows);
   const int64_t loads = vectors ? depth * bytes_of(c.dtype) / 16 : depth;
   ForwardPlan plan;
   // More warps on a row until every multiprocessor has a block, as long as each lane still has a load.
-  while (plan.warps_per_row < kGemvWarps && row_groups * plan.warps_per_row < int64_t{kGemvWarps} * d.multiprocessors &&
+  while (plan.warps_per_row < kForwardGemvWarps &&
+         row_groups * plan.warps_per_row < int64_t{kForwardGemvWarps} * d.multiprocessors &&
          loads > 32 * plan.warps_per_row) {
     plan.warps_per_row *= 2;
   }
-  plan.blocks = ceil_div(row_groups, kGemvWarps / plan.warps_per_row);
+  plan.blocks = ceil_div(row_groups, kForwardGemvWarps / plan.warps_per_row);
   // Only where it is sure that the kernel was compiled with the wait: code for an older architecture has none.
   plan.early = d.compute_capability == 90 && has_wgmma_code();
   plan.microseconds = gemv_microseconds(c, d, plan.blocks);
@@ -225,7 +227,7 @@ ForwardPlan plan_gemv(const ForwardCase& c, const Device& d) {
 }
 
 ForwardPlan plan_tiled(int index, const ForwardCase& c, const Device& d, int splits, bool workspace) {
-  const TiledKernel& k = kTiledKernels[index];
+  const ForwardTiledKernel& k = kForwardTiled[index];
   const int64_t tiles = ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn);
   ForwardPlan plan;
   plan.family = ForwardPlan::Family::kTiled;
@@ -241,7 +243,7 @@ ForwardPlan plan_tiled(int index, const ForwardCase& c, const Device& d, int spl
 }
 
 ForwardPlan plan_wgmma(int index, const ForwardCase& c, const Device& d, int splits) {
-  const WgmmaKernel& k = kWgmmaKernels[index];
+  const ForwardWgmmaKernel& k = kForwardWgmma[index];
   ForwardPlan plan;
   plan.family = ForwardPlan::Family::kWgmma;
   plan.kernel = index;
@@ -256,7 +258,7 @@ ForwardPlan plan_wgmma(int index, const ForwardCase& c, const Device& d, int spl
 constexpr int kMaxSplits = 8;  // what a cluster may have on every GPU with clusters
 
 std::string why_not_split(const ForwardPlan& plan, const ForwardCase& c, const Device& d) {
-  const TiledKernel& k = kTiledKernels[plan.kernel];
+  const ForwardTiledKernel& k = kForwardTiled[plan.kernel];
   const int64_t slices = ceil_div(c.input_size, k.bk) + (c.hx ? ceil_div(c.hidden_size, k.bk) : 0);
   if (plan.blocks > INT32_MAX) return "it would need more blocks than a grid has";
   if (plan.splits == 1) return "";
@@ -272,9 +274,9 @@ std::string why_not_split(const ForwardPlan& plan, const ForwardCase& c, const D
 // All that could run, or, with why_not filled in, that have this dtype and could not.
 std::vector<Candidate<ForwardPlan>> candidates(const ForwardCase& c, const Device& d) {
   std::vector<Candidate<ForwardPlan>> all = {{plan_gemv(c, d), why_not_gemv(c)}};
-  for (int i = 0; i < kNumTiledKernels; ++i) {
-    if (!kTiledKernels[i].takes(c.dtype)) continue;
-    if (const std::string why = why_not_tiled(kTiledKernels[i], c, d); !why.empty()) {
+  for (int i = 0; i < kNumForwardTiled; ++i) {
+    if (!kForwardTiled[i].takes(c.dtype)) continue;
+    if (const std::string why = why_not_tiled(kForwardTiled[i], c, d); !why.empty()) {
       all.push_back({plan_tiled(i, c, d, 1, false), why});
       continue;
     }
@@ -285,17 +287,17 @@ std::vector<Candidate<ForwardPlan>> candidates(const ForwardCase& c, const Devic
       if (splits == 1 || why.empty()) all.push_back({plan, why});
     }
   }
-  for (int i = 0; i < kNumWgmmaKernels; ++i) {
-    if (!kWgmmaKernels[i].takes(c.dtype)) continue;
-    const std::string why = why_not_wgmma(kWgmmaKernels[i], c, d);
-    all.push_back({plan_wgmma(i, c, d, 1), why.empty() ? why_only_forced(kWgmmaKernels[i], c) : why});
-    for (int splits = 2; splits <= kWgmmaKernels[i].most_splits; splits *= 2) {
+  for (int i = 0; i < kNumForwardWgmma; ++i) {
+    if (!kForwardWgmma[i].takes(c.dtype)) continue;
+    const std::string why = why_not_wgmma(kForwardWgmma[i], c, d);
+    all.push_back({plan_wgmma(i, c, d, 1), why.empty() ? why_only_forced(kForwardWgmma[i], c) : why});
+    for (int splits = 2; splits <= kForwardWgmma[i].most_splits; splits *= 2) {
       const ForwardPlan plan = plan_wgmma(i, c, d, splits);  // only to fill multiprocessors that have no tile
-      const bool fits = plan.blocks <= d.multiprocessors && why_not_split(kWgmmaKernels[i], c, splits).empty();
+      const bool fits = plan.blocks <= d.multiprocessors && why_not_split(kForwardWgmma[i], c, splits).empty();
       if (why.empty() && fits) all.push_back({plan, ""});
     }
   }
-  all.push_back({plan_library(c, d), why_only_forced_library(c, d)});
+  all.push_back({plan_cublas(c, d), why_only_forced_cublas(c, d)});
   return all;
 }
 
@@ -315,23 +317,23 @@ ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const char* force
     if (const std::string why = why_not_gemv(c); !why.empty()) fail(why);
     return plan_gemv(c, d);
   }
-  if (name == "library") {
-    if (splits > 1) fail("the library does not split K over blocks");
-    return plan_library(c, d);
+  if (name == "cublas") {
+    if (splits > 1) fail("cublas does not split K over blocks");
+    return plan_cublas(c, d);
   }
-  for (int i = 0; i < kNumWgmmaKernels; ++i) {
-    if (name != kWgmmaKernels[i].name) continue;
+  for (int i = 0; i < kNumForwardWgmma; ++i) {
+    if (name != kForwardWgmma[i].name) continue;
     if (workspace) fail(name + " splits K over the blocks of a cluster alone");
-    if (const std::string why = why_not_split(kWgmmaKernels[i], c, splits); !why.empty()) fail(why);
-    if (const std::string why = why_not_wgmma(kWgmmaKernels[i], c, d); !why.empty()) fail(why);
+    if (const std::string why = why_not_split(kForwardWgmma[i], c, splits); !why.empty()) fail(why);
+    if (const std::string why = why_not_wgmma(kForwardWgmma[i], c, d); !why.empty()) fail(why);
     return plan_wgmma(i, c, d, splits);
   }
   std::string why;
-  for (int i = 0; i < kNumTiledKernels; ++i) {
-    if (name != kTiledKernels[i].name) continue;
-    const std::string reason = why_not_tiled(kTiledKernels[i], c, d);
+  for (int i = 0; i < kNumForwardTiled; ++i) {
+    if (name != kForwardTiled[i].name) continue;
+    const std::string reason = why_not_tiled(kForwardTiled[i], c, d);
     // Of the rows with this name, the reason that counts is that of the one for this dtype.
-    if (why.empty() || kTiledKernels[i].takes(c.dtype)) why = reason;
+    if (why.empty() || kForwardTiled[i].takes(c.dtype)) why = reason;
     if (!reason.empty()) continue;
     const ForwardPlan plan = plan_tiled(i, c, d, splits, workspace || d.compute_capability < 90);
     if (const std::string split = why_not_split(plan, c, d); !split.empty()) fail(split);
@@ -339,11 +341,11 @@ ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const char* force
   }
   if (why.empty()) {
     std::string names = "gemv";
-    for (const TiledKernel& k : kTiledKernels) {
+    for (const ForwardTiledKernel& k : kForwardTiled) {
       if (names.find(k.name) == std::string::npos) names += std::string(", ") + k.name;
     }
-    for (const WgmmaKernel& k : kWgmmaKernels) names += std::string(", ") + k.name;
-    names += ", library";
+    for (const ForwardWgmmaKernel& k : kForwardWgmma) names += std::string(", ") + k.name;
+    names += ", cublas";
     fail("there is no such kernel; there are " + names);
   }
   fail(why);
@@ -356,19 +358,20 @@ const char* name_of(Reduction r) {
 
 std::string describe(const ForwardPlan& plan, const ForwardCase& c) {
   char text[200];
-  if (plan.family == ForwardPlan::Family::kLibrary) {
+  if (plan.family == ForwardPlan::Family::kCublas) {
     std::snprintf(text, sizeof text, "%d launches", c.hx ? 3 : 2);
   } else if (plan.family == ForwardPlan::Family::kWgmma) {
-    const WgmmaKernel& k = kWgmmaKernels[plan.kernel];
+    const ForwardWgmmaKernel& k = kForwardWgmma[plan.kernel];
     std::snprintf(text, sizeof text, "%6lld blocks of 384 threads in clusters of %d, %lld tiles, K split in %d",
                   static_cast<long long>(plan.blocks), k.cluster * plan.splits,
                   static_cast<long long>(ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn)), plan.splits);
   } else if (plan.family == ForwardPlan::Family::kGemv) {
     std::snprintf(text, sizeof text, "%6lld blocks, %d rows of the weights a warp group of %d",
                   static_cast<long long>(plan.blocks),
-                  gemv_rows(gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16), c.dtype), plan.warps_per_row);
+                  forward_gemv_rows(forward_gemv_batch(c.batch, c.dtype, c.vector_bytes >= 16), c.dtype),
+                  plan.warps_per_row);
   } else {
-    const TiledKernel& k = kTiledKernels[plan.kernel];
+    const ForwardTiledKernel& k = kForwardTiled[plan.kernel];
     std::snprintf(text, sizeof text, "%6lld blocks of %d threads, K split in %d%s", static_cast<long long>(plan.blocks),
                   k.threads(), plan.splits, name_of(plan.reduction));
   }

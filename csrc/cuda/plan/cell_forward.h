@@ -14,20 +14,20 @@ namespace rnn_ext::cuda {
 
 // `tiled`: one block a BM×BN tile of the output, or `splits` blocks that share its K. The numbers instantiate the
 // kernel's template, so a row here and the code can't disagree. `parts_m` by `parts_n` are the warps' parts of the tile
-// (tensor cores) or a thread's part of it (SIMT); `slices` groups of warps share the depth BK of a stage.
-struct TiledKernel {
+// (tensor cores) or a thread's part of it (SIMT); `groups` of warps share the depth BK of a slice.
+struct ForwardTiledKernel {
   const char* name;
   Math math;
   Fill fill;
   bool fp32, fp64, fp16, bf16;  // the operands' dtypes
   int bm, bn, bk;
-  int parts_m, parts_n, slices;
+  int parts_m, parts_n, groups;
   int stages, blocks_per_sm;  // blocks_per_sm: what the registers are limited for
   int first_sm, last_sm;      // compute capabilities, 10 * major + minor
 
   constexpr bool takes(Dtype dtype) const { return is_marked(dtype, fp32, fp64, fp16, bf16); }
   constexpr int threads() const {
-    return (math == Math::kSimt ? bm / parts_m * (bn / parts_n) : 32 * parts_m * parts_n) * slices;
+    return (math == Math::kSimt ? bm / parts_m * (bn / parts_n) : 32 * parts_m * parts_n) * groups;
   }
   // Bytes of the pipeline's ring and of the sums that take its place, as mainloop.cuh lays them out.
   constexpr size_t smem_bytes(Dtype dtype) const {
@@ -35,7 +35,7 @@ struct TiledKernel {
     const size_t element = math == Math::kSimt ? sum_bytes : bytes_of(dtype);
     const size_t padding = math == Math::kSimt ? 8 : 0;
     const size_t ring = (bm + bn + padding) * bk * element * stages;
-    const size_t sums = sum_bytes * slices * bm * (bn + 8);
+    const size_t sums = sum_bytes * groups * bm * (bn + 8);
     return ring > sums ? ring : sums;
   }
 };
@@ -44,8 +44,8 @@ struct TiledKernel {
 // enough loads in flight; large ones, which read less from L2 for a product. Those of one row serve the dtypes that it
 // marks. Which one runs is up to plan_forward's model below; the remark says where that ends up on an H100.
 // clang-format off
-constexpr TiledKernel kTiledKernels[] = {
-    // name             math               fill           fp32   fp64   fp16   bf16    BM   BN  BK  parts  sl st bl  sm
+constexpr ForwardTiledKernel kForwardTiled[] = {
+    // name             math               fill           fp32   fp64   fp16   bf16    BM   BN  BK  parts  gr st bl  sm
     {"tiled_16x64",     Math::kTensorCore, Fill::kAsync,  false, false, true,  true,   16,  64, 64, 1, 2,  2, 4, 4,  80, kAnySm},  // B <= 16
     {"tiled_32x64",     Math::kTensorCore, Fill::kAsync,  false, false, true,  true,   32,  64, 64, 1, 2,  2, 4, 3,  80, kAnySm},  // B <= 32
     {"tiled_64x64",     Math::kTensorCore, Fill::kAsync,  false, false, true,  true,   64,  64, 64, 2, 2,  1, 4, 3,  80, kAnySm},  // B <= 64
@@ -66,12 +66,12 @@ constexpr TiledKernel kTiledKernels[] = {
     {"tiled_64x64",     Math::kTensorCore, Fill::kAsync,  false, true,  false, false,  64,  64, 16, 2, 2,  1, 3, 2,  80, kAnySm},
 };
 // clang-format on
-constexpr int kNumTiledKernels = static_cast<int>(sizeof(kTiledKernels) / sizeof(kTiledKernels[0]));
+constexpr int kNumForwardTiled = static_cast<int>(sizeof(kForwardTiled) / sizeof(kForwardTiled[0]));
 
-// `wgmma`: sm_90a's own tensor-core instructions, fed by its copy engine, in tiles 128 high. One block a
-// multiprocessor takes tile after tile of the output. Where there are few, `splits` blocks share the K of a tile, 1, 2
-// or 4, and a cluster has as many times more blocks.
-struct WgmmaKernel {
+// `wgmma`: sm_90a's own tensor-core instructions, fed by TMA, in tiles 128 high. One block a multiprocessor takes tile
+// after tile of the output. Where there are few, `splits` blocks share the K of a tile, 1, 2 or 4, and a cluster has as
+// many times more blocks.
+struct ForwardWgmmaKernel {
   const char* name;
   Math math;
   int bn;
@@ -85,7 +85,7 @@ struct WgmmaKernel {
 };
 
 // clang-format off
-constexpr WgmmaKernel kWgmmaKernels[] = {
+constexpr ForwardWgmmaKernel kForwardWgmma[] = {
     // name                math               BN   cluster, splits
     {"wgmma_128x256",      Math::kTensorCore, 256, 2, 4},  // 1024 x 1024 and larger
     {"wgmma_128x128",      Math::kTensorCore, 128, 1, 1},
@@ -97,22 +97,22 @@ constexpr WgmmaKernel kWgmmaKernels[] = {
     {"3xtf32_128x64",      Math::kSplitTf32,  64,  1, 1},
 };
 // clang-format on
-constexpr int kNumWgmmaKernels = static_cast<int>(sizeof(kWgmmaKernels) / sizeof(kWgmmaKernels[0]));
+constexpr int kNumForwardWgmma = static_cast<int>(sizeof(kForwardWgmma) / sizeof(kForwardWgmma[0]));
 
 // Sums of fewer products are off by less in fp32 than three products of tf32 are.
 constexpr int64_t kMin3xTf32Depth = 1024;
 
 // `gemv`: a group of warps computes a few outputs of every batch row, the weights passing by once. Every dtype and
 // architecture, up to this many rows.
-constexpr int gemv_max_batch(Dtype dtype) { return dtype == Dtype::kFloat ? 16 : 8; }
-constexpr int kGemvWarps = 8;
+constexpr int forward_gemv_max_batch(Dtype dtype) { return dtype == Dtype::kFloat ? 16 : 8; }
+constexpr int kForwardGemvWarps = 8;
 // The batch that the kernel is compiled for, and how many rows of the weights a warp takes with it, so that the loads
 // of x and h are shared.
-constexpr int gemv_batch(int64_t batch, Dtype dtype, bool vectors) {
-  if (!vectors) return batch <= 1 ? 1 : gemv_max_batch(dtype) > 8 && batch > 8 ? 16 : 8;
+constexpr int forward_gemv_batch(int64_t batch, Dtype dtype, bool vectors) {
+  if (!vectors) return batch <= 1 ? 1 : forward_gemv_max_batch(dtype) > 8 && batch > 8 ? 16 : 8;
   return batch <= 1 ? 1 : batch <= 2 ? 2 : batch <= 4 ? 4 : batch <= 8 ? 8 : 16;
 }
-constexpr int gemv_rows(int batch, Dtype dtype) { return batch <= 2 ? batch : dtype == Dtype::kDouble ? 2 : 4; }
+constexpr int forward_gemv_rows(int batch, Dtype dtype) { return batch <= 2 ? batch : dtype == Dtype::kDouble ? 2 : 4; }
 
 // ---- the choice -----------------------------------------------------------------------------------------------------
 
@@ -122,7 +122,7 @@ struct ForwardCase {
   bool hx;
   Dtype dtype;
   int vector_bytes;        // 16, 8 or 4: what all operands are aligned to, with unit stride along K; 0: less than that
-  bool tensor_maps;        // the copy engine can take all operands and the output: rows at multiples of 16 bytes, K > 0
+  bool tensor_maps;        // TMA can take all operands and the output: rows at multiples of 16 bytes, K > 0
   bool tf32 = false;       // PyTorch allows tf32 in matrix products
   bool split_tf32 = true;  // three products of tf32 may stand in for fp32
 
@@ -144,25 +144,25 @@ enum class Reduction {
 };
 
 struct ForwardPlan {
-  // kLibrary: the library multiplies, and one launch of ours adds up and activates. Three launches, and sums that pass
+  // kCublas: cuBLAS multiplies, and one launch of ours adds up and activates. Three launches, and sums that pass
   // through memory.
-  enum class Family { kGemv, kTiled, kWgmma, kLibrary };
+  enum class Family { kGemv, kTiled, kWgmma, kCublas };
   Family family = Family::kGemv;
-  int kernel = -1;        // the row of kTiledKernels or kWgmmaKernels
+  int kernel = -1;        // the row of kForwardTiled or kForwardWgmma
   int warps_per_row = 1;  // gemv: how many warps share K
   int splits = 1;         // tiled, wgmma: how many blocks share K
   Reduction reduction = Reduction::kNone;
   bool early = false;  // gemv: the launch may overlap the end of the one before
   int64_t blocks = 0;
-  int64_t workspace_bytes = 0;  // Reduction::kWorkspace: uninitialised, of this launch alone. kLibrary: x Wᵀ, and after
+  int64_t workspace_bytes = 0;  // Reduction::kWorkspace: uninitialised, of this launch alone. kCublas: x Wᵀ, and after
                                 // it h Uᵀ, unless hx is absent, in fp32 (fp64)
   double microseconds = 0;      // what the model predicts
 
   const char* name() const {
-    return family == Family::kGemv      ? "gemv"
-           : family == Family::kLibrary ? "library"
-           : family == Family::kTiled   ? kTiledKernels[kernel].name
-                                        : kWgmmaKernels[kernel].name;
+    return family == Family::kGemv     ? "gemv"
+           : family == Family::kCublas ? "cublas"
+           : family == Family::kTiled  ? kForwardTiled[kernel].name
+                                       : kForwardWgmma[kernel].name;
   }
 };
 

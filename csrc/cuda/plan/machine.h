@@ -77,7 +77,7 @@ inline std::string not_for(int compute_capability) {
 inline std::string why_no_wgmma(const Device& d, bool tensor_maps) {
   if (d.compute_capability != 90) return not_for(d.compute_capability);
   if (!has_wgmma_code()) return "this library was compiled without 9.0a in TORCH_CUDA_ARCH_LIST";
-  if (!tensor_maps) return "the copy engine needs rows, also of results, at multiples of 16 bytes, and K > 0";
+  if (!tensor_maps) return "TMA needs rows, also of results, at multiples of 16 bytes, and K > 0";
   return "";
 }
 

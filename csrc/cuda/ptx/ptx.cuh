@@ -125,7 +125,7 @@ RNN_EXT_PTX_INLINE void mma_m16n8k8_tf32(float (&c)[4], const uint32_t (&a)[4], 
 }
 
 // c (16x8) += a (16x16, row-major) b (16x8, column-major), T = __half (from sm_75) or __nv_bfloat16 (from sm_80), two
-// to a register, the lower k in the low half. Lane l = 4 g + t holds
+// to a register, the lower k in the low 16 bits. Lane l = 4 g + t holds
 //   a: (g, 2t..) (g + 8, 2t..) (g, 2t + 8..) (g + 8, 2t + 8..)     b: (2t.., g) (2t + 8.., g)     c: as above
 template <typename T>
 RNN_EXT_PTX_INLINE void mma_m16n8k16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -134,7 +134,7 @@ template <>
 RNN_EXT_PTX_INLINE void mma_m16n8k16<__half>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                                              [[maybe_unused]] Where where) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-  // Half of it is what sm_75 has: the first 8 of k, then the others.
+  // sm_75 has it for 8 of k: the first ones, then the others.
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%8}, {%0,%1,%2,%3};\n\t"
       "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%6,%7}, {%9}, {%0,%1,%2,%3};"

@@ -79,7 +79,7 @@ RNN_EXT_PTX_INLINE uint32_t cluster_size() {
   return size;
 }
 
-// The two halves of a barrier of all threads of the cluster; none may exit before it has waited.
+// The two parts of a barrier of all threads of the cluster; none may exit before it has waited.
 RNN_EXT_PTX_INLINE void cluster_arrive([[maybe_unused]] Where where = Where::here()) {
   RNN_EXT_PTX_SM90(asm volatile("barrier.cluster.arrive.release;" :: : "memory"), emu::cluster_arrive(where));
 }
@@ -163,7 +163,7 @@ RNN_EXT_PTX_INLINE void mbarrier_init(uint64_t* barrier, uint32_t count, [[maybe
       emu::mbarrier_init(barrier, count, where));
 }
 
-// After the inits, and before the block's or cluster's barrier that shows them to others: for the copy engine, too.
+// After the inits, and before the block's or cluster's barrier that shows them to others: for TMA, too.
 RNN_EXT_PTX_INLINE void fence_mbarrier_init() {
   RNN_EXT_PTX_SM90(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"), emu::fence_mbarrier_init());
 }
@@ -215,18 +215,18 @@ RNN_EXT_PTX_INLINE void mbarrier_wait_acquire_cluster(uint64_t* barrier, uint32_
 
 // ---- proxies --------------------------------------------------------------------------------------------------------
 
-// The copy engine and the tensor cores see this thread's writes to shared memory only after this fence. What they wrote
-// themselves needs none.
+// TMA and the tensor cores see this thread's writes to shared memory only after this fence. What they wrote themselves
+// needs none.
 RNN_EXT_PTX_INLINE void fence_proxy_async() {
   RNN_EXT_PTX_SM90(asm volatile("fence.proxy.async.shared::cta;" :: : "memory"), emu::fence_proxy_async());
 }
 
 // ---- bulk copies of tiles -------------------------------------------------------------------------------------------
 //
-// By the copy engine, one thread asking. A tile is a box of a row-major matrix as tensor_map.cuh describes it, 128
-// bytes wide. In shared memory, where it must be 128-byte aligned, row r has the 128 bytes from 128 r, its 16-byte
-// pieces in the order that the 128-byte swizzle gives: bits 4 to 6 of the address are xored with bits 7 to 9. x and y
-// are the column and row of the box's first element.
+// By TMA, one thread asking. A tile is a box of a row-major matrix as tensor_map.cuh describes it, 128 bytes wide. In
+// shared memory, where it must be 128-byte aligned, row r has the 128 bytes from 128 r, its 16-byte pieces in the order
+// that the 128-byte swizzle gives: bits 4 to 6 of the address are xored with bits 7 to 9. x and y are the column and
+// row of the box's first element.
 
 RNN_EXT_PTX_INLINE void prefetch_tensor_map(const CUtensorMap* map, [[maybe_unused]] Where where = Where::here()) {
   RNN_EXT_PTX_SM90(asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"), emu::check_tensor_map(map, where));

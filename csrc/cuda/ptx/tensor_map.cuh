@@ -1,5 +1,6 @@
-// Tensor maps: what the copy engine of sm_90 has to know about a matrix. Encoded by the driver, on the host; the
-// function is asked for at run time, so that nothing links libcuda and machines without a driver can load the library.
+// Tensor maps: what TMA, which copies tiles on sm_90, has to know about a matrix. Encoded by the driver, on the host;
+// the function is asked for at run time, so that nothing links libcuda and machines without a driver can load the
+// library.
 #pragma once
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -22,7 +23,7 @@ constexpr CUtensorMapDataType kTensorMapType = std::is_same_v<T, float>    ? CU_
                                                : std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
                                                                            : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
 
-// Whether the copy engine can take a row-major matrix from there: rows start at multiples of 16 bytes.
+// Whether TMA can take a row-major matrix from there: rows start at multiples of 16 bytes.
 template <typename T>
 bool has_tensor_map(const T* data, int64_t rows, int64_t columns, int64_t row_stride) {
   constexpr int64_t kMaxSize = INT32_MAX;  // coordinates are 32-bit
