@@ -18,6 +18,9 @@ constexpr Dtype kDtype = sizeof(T) == 8                   ? Dtype::kDouble
                          : std::is_same<T, __half>::value ? Dtype::kHalf
                                                           : Dtype::kBFloat16;
 
+// f(T) of every dtype, for explicit instantiations.
+#define RNN_EXT_FOR_EACH_DTYPE(f) f(float) f(double) f(__half) f(__nv_bfloat16)
+
 // fp16 and bf16 accumulate in fp32.
 template <typename T>
 struct AccumulatorOf {

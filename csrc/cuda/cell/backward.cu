@@ -47,10 +47,7 @@ cudaError_t rnn_cell_backward(const BackwardParams<T>& p, const BackwardPlan& pl
 #define RNN_EXT_INSTANTIATE(T)                                   \
   template BackwardCase backward_case(const BackwardParams<T>&); \
   template cudaError_t rnn_cell_backward(const BackwardParams<T>&, const BackwardPlan&, void*, cudaStream_t);
-RNN_EXT_INSTANTIATE(float)
-RNN_EXT_INSTANTIATE(double)
-RNN_EXT_INSTANTIATE(__half)
-RNN_EXT_INSTANTIATE(__nv_bfloat16)
+RNN_EXT_FOR_EACH_DTYPE(RNN_EXT_INSTANTIATE)
 #undef RNN_EXT_INSTANTIATE
 
 }  // namespace rnn_ext::cuda

@@ -1,5 +1,5 @@
-// Two of the backward's kernel families, each compiled in files of its own; the third is in backward_wgmma.h.
-// cell_backward.h says which of them runs when.
+// Two of the backward's kernel families, each instantiated in instances/, a file a dtype, by the macros below; the
+// third is in backward_wgmma.h. cell_backward.h says which of them runs when.
 #pragma once
 #include "cuda/blocks/grad_z.cuh"
 #include "cuda/cell/launch.h"
@@ -19,3 +19,9 @@ cudaError_t launch_backward_tiled(const BackwardParams<T>& p, const BackwardPlan
                                   cudaStream_t stream);
 
 }  // namespace rnn_ext::cuda
+
+#define RNN_EXT_INSTANTIATE_BACKWARD_GEMV(T) \
+  template cudaError_t rnn_ext::cuda::launch_backward_gemv(const BackwardParams<T>&, const BackwardPlan&, cudaStream_t);
+#define RNN_EXT_INSTANTIATE_BACKWARD_TILED(T)                                                                     \
+  template cudaError_t rnn_ext::cuda::launch_backward_tiled(const BackwardParams<T>&, const BackwardPlan&, void*, \
+                                                            cudaStream_t);

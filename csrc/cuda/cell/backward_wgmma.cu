@@ -76,10 +76,7 @@ cudaError_t launch_backward_wgmma(const BackwardParams<T>& p, int64_t blocks, vo
   template bool backward_wgmma_takes(const BackwardParams<T>&);                                               \
   template cudaError_t launch_backward_wgmma<T, 256>(const BackwardParams<T>&, int64_t, void*, cudaStream_t); \
   template cudaError_t launch_backward_wgmma<T, 128>(const BackwardParams<T>&, int64_t, void*, cudaStream_t);
-RNN_EXT_INSTANTIATE(__half)
-RNN_EXT_INSTANTIATE(__nv_bfloat16)
-RNN_EXT_INSTANTIATE(float)
-RNN_EXT_INSTANTIATE(double)
+RNN_EXT_FOR_EACH_DTYPE(RNN_EXT_INSTANTIATE)
 #undef RNN_EXT_INSTANTIATE
 
 }  // namespace rnn_ext::cuda

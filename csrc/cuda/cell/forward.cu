@@ -32,10 +32,7 @@ cudaError_t rnn_cell_forward(const ForwardParams<T>& p, const ForwardPlan& plan,
 #define RNN_EXT_INSTANTIATE(T)                                            \
   template ForwardCase forward_case(const ForwardParams<T>&, bool, bool); \
   template cudaError_t rnn_cell_forward(const ForwardParams<T>&, const ForwardPlan&, void*, uint32_t*, cudaStream_t);
-RNN_EXT_INSTANTIATE(float)
-RNN_EXT_INSTANTIATE(double)
-RNN_EXT_INSTANTIATE(__half)
-RNN_EXT_INSTANTIATE(__nv_bfloat16)
+RNN_EXT_FOR_EACH_DTYPE(RNN_EXT_INSTANTIATE)
 #undef RNN_EXT_INSTANTIATE
 
 }  // namespace rnn_ext::cuda

@@ -18,7 +18,7 @@ int common_vector_bytes(const ForwardParams<T>& p) {
   return bytes;
 }
 
-// Instantiated in forward_gemv_*.cu and forward_tiled_*.cu.
+// Instantiated in instances/, a file a dtype, by the macros below.
 template <typename T>
 cudaError_t launch_forward_gemv(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream);
 template <typename T>
@@ -30,3 +30,9 @@ template <typename T>
 cudaError_t launch_forward_cublas(const ForwardParams<T>& p, const void* workspace, cudaStream_t stream);
 
 }  // namespace rnn_ext::cuda
+
+#define RNN_EXT_INSTANTIATE_FORWARD_GEMV(T) \
+  template cudaError_t rnn_ext::cuda::launch_forward_gemv(const ForwardParams<T>&, const ForwardPlan&, cudaStream_t);
+#define RNN_EXT_INSTANTIATE_FORWARD_TILED(T)                                                                   \
+  template cudaError_t rnn_ext::cuda::launch_forward_tiled(const ForwardParams<T>&, const ForwardPlan&, void*, \
+                                                           uint32_t*, cudaStream_t);

@@ -79,10 +79,7 @@ cudaError_t launch_forward_wgmma(const ForwardParams<T>& p, const ForwardPlan& p
 #define RNN_EXT_INSTANTIATE(T)                                \
   template bool forward_wgmma_takes(const ForwardParams<T>&); \
   template cudaError_t launch_forward_wgmma(const ForwardParams<T>&, const ForwardPlan&, cudaStream_t);
-RNN_EXT_INSTANTIATE(__half)
-RNN_EXT_INSTANTIATE(__nv_bfloat16)
-RNN_EXT_INSTANTIATE(float)
-RNN_EXT_INSTANTIATE(double)
+RNN_EXT_FOR_EACH_DTYPE(RNN_EXT_INSTANTIATE)
 #undef RNN_EXT_INSTANTIATE
 
 }  // namespace rnn_ext::cuda

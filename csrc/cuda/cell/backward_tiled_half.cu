@@ -1,7 +1,0 @@
-#include "cuda/cell/backward_tiled.cuh"
-
-namespace rnn_ext::cuda {
-
-template cudaError_t launch_backward_tiled(const BackwardParams<__half>&, const BackwardPlan&, void*, cudaStream_t);
-
-}  // namespace rnn_ext::cuda

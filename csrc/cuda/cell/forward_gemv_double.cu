@@ -1,3 +1,0 @@
-#include "cuda/cell/forward_gemv.cuh"
-
-template cudaError_t rnn_ext::cuda::launch_forward_gemv(const ForwardParams<double>&, const ForwardPlan&, cudaStream_t);

@@ -1,4 +1,0 @@
-#include "cuda/cell/forward_tiled.cuh"
-
-template cudaError_t rnn_ext::cuda::launch_forward_tiled(const ForwardParams<__half>&, const ForwardPlan&, void*,
-                                                         uint32_t*, cudaStream_t);

@@ -1,0 +1,2 @@
+#include "cuda/cell/backward_gemv.cuh"
+RNN_EXT_INSTANTIATE_BACKWARD_GEMV(__nv_bfloat16)

@@ -1,0 +1,2 @@
+#include "cuda/cell/backward_tiled.cuh"
+RNN_EXT_INSTANTIATE_BACKWARD_TILED(double)
