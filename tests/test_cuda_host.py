@@ -7,6 +7,7 @@ import os
 import re
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -639,7 +640,8 @@ def test_every_wrapper_is_among_the_golden_vectors() -> None:
 
 def golden_sh(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", build.HERE / "golden.sh", *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+    environment = {**os.environ, "PYTHON": sys.executable, **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
 @needs_nvcc
@@ -668,8 +670,12 @@ case "$1" in
 esac
 """
     # The last argument is where the program goes.
-    nvcc.write_text(f"#!/bin/sh\nfor last; do :; done\ncat >$last <<'END'\n{program}END\nchmod +x $last\n")
+    version = '[ "$1" = --version ] && echo release 13.0 && exit\n'
+    nvcc.write_text(f"#!/bin/sh\n{version}for last; do :; done\ncat >$last <<'END'\n{program}END\nchmod +x $last\n")
     nvcc.chmod(0o755)
+    header = tmp_path / "toolkit" / "include" / "cuda_runtime.h"
+    header.parent.mkdir()
+    header.touch()
     file = tmp_path / "golden.txt"
     done = golden_sh(file, "sm_90a", CUDA_HOME=str(tmp_path / "toolkit"))
     assert done.returncode == 1, done.stderr

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import glob
 import hashlib
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sysconfig
@@ -58,23 +58,21 @@ TSAN = Variant("tsan", ("-DEMU_TSAN",), ("-O2", "-fsanitize=thread"), (("TSAN_OP
 VARIANTS = {v.name: v for v in (PLAIN, ASAN, TSAN)}
 
 
+@functools.cache
+def toolkit() -> Path | None:
+    """The CUDA toolkit that setup.py finds; of any version, as nothing here meets torch's CUDA."""
+    return runpy.run_path(str(ROOT / "setup.py"))["find_toolkit"](None)[0]
+
+
+@functools.cache
 def cuda_include() -> Path | None:
-    """A folder with the CUDA headers: a toolkit's, or the one that torch's CUDA build brings."""
-    nvcc = shutil.which("nvcc")
-    site = sysconfig.get_path("purelib")
-    candidates = [
-        *(os.environ.get(v, "") + "/include" for v in ("CUDA_HOME", "CUDA_PATH")),
-        f"{Path(nvcc).resolve().parent.parent}/include" if nvcc else "",
-        "/usr/local/cuda/include",
-        *sorted(glob.glob("/usr/local/cuda-*/include"), reverse=True),
-        *glob.glob(f"{site}/nvidia/cu*/include"),
-        f"{site}/nvidia/cuda_runtime/include",
-    ]
+    """A folder with the CUDA headers: the toolkit's, or the one that torch's CUDA build brings."""
+    site = Path(sysconfig.get_path("purelib"), "nvidia")
+    candidates = [*site.glob("cu*/include"), site / "cuda_runtime" / "include"]
+    if found := toolkit():
+        candidates.insert(0, found / "include")
     headers = ("cuda.h", "cuda_runtime.h", "cuda_fp16.h", "crt/host_defines.h")
-    for candidate in filter(None, candidates):
-        if all((Path(candidate) / h).is_file() for h in headers):
-            return Path(candidate)
-    return None
+    return next((folder for folder in candidates if all((folder / h).is_file() for h in headers)), None)
 
 
 def host_compiler() -> str | None:

@@ -18,10 +18,9 @@ SERIALISED_WGMMA = r"\(C75\d\d\)"  # ptxas notes that it made one wgmma wait for
 
 
 def nvcc() -> str | None:
-    """The compiler of the toolkit whose headers the host build uses."""
-    include = build.cuda_include()
-    candidate = include.parent / "bin" / "nvcc" if include else None
-    return str(candidate) if candidate and candidate.is_file() else shutil.which("nvcc")
+    """The toolkit's compiler."""
+    toolkit = build.toolkit()
+    return str(toolkit / "bin" / "nvcc") if toolkit else None
 
 
 def cuobjdump() -> str | None:

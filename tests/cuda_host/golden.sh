@@ -3,9 +3,10 @@
 #
 #     tests/cuda_host/golden.sh FILE [ARCH]
 #
-# ARCH is that of the first GPU, unless given. Committed as tests/cuda_host/golden/<gpu>.txt, the file is what the tests
-# hold the wrappers' host bodies against. Each wrapper has a process of its own for at most 5 seconds. One that fails is
-# a comment in FILE, which keeps the others' lines, also if this is interrupted; the exit status is then 1.
+# ARCH is that of the first GPU, unless given. $PYTHON (python3), which must have torch, finds the toolkit. Committed as
+# tests/cuda_host/golden/<gpu>.txt, the file is what the tests hold the wrappers' host bodies against. Each wrapper has a
+# process of its own for at most 5 seconds. One that fails is a comment in FILE, which keeps the others' lines, also if
+# this is interrupted; the exit status is then 1.
 set -euo pipefail
 
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
@@ -22,13 +23,7 @@ else
     arch=sm_90a # which has wgmma; -arch=native would not
   fi
 fi
-nvcc=nvcc
-for toolkit in "${CUDA_HOME:-}" "${CUDA_PATH:-}" /usr/local/cuda; do
-  if [ -x "$toolkit/bin/nvcc" ]; then
-    nvcc=$toolkit/bin/nvcc
-    break
-  fi
-done
+nvcc=$(cd "$here/.." && "${PYTHON:-python3}" -c 'from cuda_host import cubin; print(cubin.nvcc() or "nvcc")')
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$nvcc" -std=c++17 -O3 -DNDEBUG -gencode "arch=compute_${arch#sm_},code=$arch" -I "$here/../../csrc" \
