@@ -11,7 +11,14 @@ namespace {
 using namespace rnn_ext::cuda;
 
 constexpr BackwardCase everything(int64_t batch, int64_t input_size, int64_t hidden_size) {
-  return {batch, input_size, hidden_size, Dtype::kHalf, true, true, true, true, true, 16, false};
+  BackwardCase c = {};
+  c.batch = batch;
+  c.input_size = input_size;
+  c.hidden_size = hidden_size;
+  c.dtype = Dtype::kHalf;
+  c.grad_input = c.grad_hx = c.grad_weight_ih = c.grad_weight_hh = c.grad_bias = true;
+  c.vector_bytes = 16;
+  return c;
 }
 
 TEST(backward_plan_lists_each_tile_once) {

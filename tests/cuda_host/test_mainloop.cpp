@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads)
   typename Loop::Engine engine;
   Acc row_sum = 0;
   const int slices = Loop::slices(first.depth) + Loop::slices(second.depth);
-  Loop::template run<true>(smem, engine, first, second, tile, 0, slices, &row_sum);
+  Loop::template run<RowSums::kOfA>(smem, engine, first, second, tile, 0, slices, &row_sum);
   Loop::put_sums(smem, engine);
   Loop::template for_each_vector<4>(0, Shape::BM, [&](int row, int column) {
     Acc sums[4] = {};
@@ -89,10 +89,10 @@ class Stored {
 
 // ---- the tests ------------------------------------------------------------------------------------------------------
 
-template <typename T, Math kMath, class Shape, Major kMajorA, Major kMajorB, bool kAsync, bool kCombined>
+template <typename T, Math kMath, class Shape, Major kMajorA, Major kMajorB, Fill kFill, bool kCombined>
 void test(const char* name, int64_t rows, int64_t columns, int64_t depth1, int64_t depth2, Layout layout) {
   using SourceA = std::conditional_t<kCombined, SumOperand<T>, Operand<T>>;
-  using Loop = Mainloop<Engine<T, kMath, Shape, kMajorA, kMajorB>, SourceA, Operand<T>, kAsync>;
+  using Loop = Mainloop<Engine<T, kMath, Shape, kMajorA, kMajorB>, SourceA, Operand<T>, kFill>;
   check::Random random(static_cast<uint32_t>(rows * 31 + columns * 7 + depth1));
   const auto stored = [&](int64_t r, int64_t k, Major major) { return Stored<T>(r, k, major, layout, random); };
   const Stored<T> a1 = stored(rows, depth1, kMajorA), b1 = stored(columns, depth1, kMajorB),
@@ -146,21 +146,21 @@ void test(const char* name, int64_t rows, int64_t columns, int64_t depth1, int64
 
 // Each combination of majors takes its own layouts and shapes, so that all widths meet all engines without
 // multiplying up. 16-bit elements that are not even 4-byte aligned can't go by cp.async.
-template <typename T, Math kMath, class Shape, bool kAsync, bool kCombined>
+template <typename T, Math kMath, class Shape, Fill kFill, bool kCombined>
 void test_engine(const char* name) {
   constexpr int k16 = 16 / sizeof(T), k8 = sizeof(T) < 8 ? 8 / sizeof(T) : 1, k4 = sizeof(T) < 4 ? 2 : 1;
-  constexpr bool kOnlyVectors = kAsync && sizeof(T) == 2;
+  constexpr bool kOnlyVectors = kFill == Fill::kAsync && sizeof(T) == 2;
   const Layout aligned16 = {0, k16, 0, 1}, aligned8 = {k8, k8, k16, 1}, aligned4 = {k4, k4, 3 * k4, 1};
   const Layout odd = kOnlyVectors ? aligned4 : Layout{1, 1, 1, 1},
                strided = kOnlyVectors ? aligned8 : Layout{0, 1, 1, 2};
   constexpr int M = Shape::BM, N = Shape::BN, K = Shape::BK;
   constexpr Major kK = Major::kK, kRows = Major::kRows;
-  test<T, kMath, Shape, kK, kK, kAsync, kCombined>(name, M + 3, N + 5, 2 * K + 3, K, odd);
-  test<T, kMath, Shape, kK, kRows, kAsync, kCombined>(name, M - 3, N - 6, 3 * K - 2, 2, strided);
-  test<T, kMath, Shape, kRows, kK, kAsync, kCombined>(name, M, N + 8, K, 3 * K + 8, aligned16);
-  test<T, kMath, Shape, kRows, kRows, kAsync, kCombined>(name, M + 4, N - 8, 5, 0, aligned8);
-  test<T, kMath, Shape, kK, kK, kAsync, kCombined>(name, 1, 2, 6 * K + 1, 0, aligned16);
-  test<T, kMath, Shape, kRows, kRows, kAsync, kCombined>(name, 2, 3, 0, 12, aligned4);
+  test<T, kMath, Shape, kK, kK, kFill, kCombined>(name, M + 3, N + 5, 2 * K + 3, K, odd);
+  test<T, kMath, Shape, kK, kRows, kFill, kCombined>(name, M - 3, N - 6, 3 * K - 2, 2, strided);
+  test<T, kMath, Shape, kRows, kK, kFill, kCombined>(name, M, N + 8, K, 3 * K + 8, aligned16);
+  test<T, kMath, Shape, kRows, kRows, kFill, kCombined>(name, M + 4, N - 8, 5, 0, aligned8);
+  test<T, kMath, Shape, kK, kK, kFill, kCombined>(name, 1, 2, 6 * K + 1, 0, aligned16);
+  test<T, kMath, Shape, kRows, kRows, kFill, kCombined>(name, 2, 3, 0, 12, aligned4);
 }
 
 template <int BM, int BN, int BK, int kWarpsM, int kWarpsN, int kGroups, int kStages>
@@ -169,39 +169,41 @@ template <int BM, int BN, int BK, int TM, int TN, int kGroups, int kStages>
 using Threads = ThreadShape<BM, BN, BK, TM, TN, kGroups, kStages, 1>;
 
 TEST(mainloop_tensor_core_half) {
-  test_engine<__half, Math::kTensorCore, Warps<32, 32, 32, 2, 1, 1, 3>, true, false>("half");
+  test_engine<__half, Math::kTensorCore, Warps<32, 32, 32, 2, 1, 1, 3>, Fill::kAsync, false>("half");
 }
 TEST(mainloop_tensor_core_bfloat16_sliced) {
-  test_engine<__nv_bfloat16, Math::kTensorCore, Warps<16, 64, 64, 1, 1, 2, 4>, true, false>("bfloat16");
+  test_engine<__nv_bfloat16, Math::kTensorCore, Warps<16, 64, 64, 1, 1, 2, 4>, Fill::kAsync, false>("bfloat16");
 }
 TEST(mainloop_tensor_core_half_staged) {
-  test_engine<__half, Math::kTensorCore, Warps<16, 32, 32, 1, 2, 1, 2>, false, false>("half staged");
+  test_engine<__half, Math::kTensorCore, Warps<16, 32, 32, 1, 2, 1, 2>, Fill::kStaged, false>("half staged");
 }
 TEST(mainloop_tensor_core_half_combined) {
-  test_engine<__half, Math::kTensorCore, Warps<32, 32, 32, 1, 2, 1, 3>, true, true>("half combined");
+  test_engine<__half, Math::kTensorCore, Warps<32, 32, 32, 1, 2, 1, 3>, Fill::kAsync, true>("half combined");
 }
-TEST(mainloop_tf32) { test_engine<float, Math::kTf32, Warps<32, 32, 32, 1, 2, 1, 3>, true, false>("tf32"); }
+TEST(mainloop_tf32) { test_engine<float, Math::kTf32, Warps<32, 32, 32, 1, 2, 1, 3>, Fill::kAsync, false>("tf32"); }
 TEST(mainloop_tf32_combined) {
-  test_engine<float, Math::kTf32, Warps<32, 32, 16, 1, 1, 2, 3>, true, true>("tf32 combined");
+  test_engine<float, Math::kTf32, Warps<32, 32, 16, 1, 1, 2, 3>, Fill::kAsync, true>("tf32 combined");
 }
 TEST(mainloop_tensor_core_double) {
-  test_engine<double, Math::kTensorCore, Warps<32, 16, 16, 2, 1, 1, 3>, true, false>("double");
+  test_engine<double, Math::kTensorCore, Warps<32, 16, 16, 2, 1, 1, 3>, Fill::kAsync, false>("double");
 }
 TEST(mainloop_tensor_core_double_combined) {
-  test_engine<double, Math::kTensorCore, Warps<16, 32, 16, 1, 1, 2, 2>, true, true>("double combined");
+  test_engine<double, Math::kTensorCore, Warps<16, 32, 16, 1, 1, 2, 2>, Fill::kAsync, true>("double combined");
 }
-TEST(mainloop_simt_float) { test_engine<float, Math::kSimt, Threads<32, 64, 16, 8, 8, 2, 3>, true, false>("float"); }
+TEST(mainloop_simt_float) {
+  test_engine<float, Math::kSimt, Threads<32, 64, 16, 8, 8, 2, 3>, Fill::kAsync, false>("float");
+}
 TEST(mainloop_simt_float_combined) {
-  test_engine<float, Math::kSimt, Threads<16, 32, 8, 4, 4, 1, 2>, true, true>("float combined");
+  test_engine<float, Math::kSimt, Threads<16, 32, 8, 4, 4, 1, 2>, Fill::kAsync, true>("float combined");
 }
 TEST(mainloop_simt_float_staged) {
-  test_engine<float, Math::kSimt, Threads<16, 64, 16, 4, 4, 2, 2>, false, false>("float staged");
+  test_engine<float, Math::kSimt, Threads<16, 64, 16, 4, 4, 2, 2>, Fill::kStaged, false>("float staged");
 }
 TEST(mainloop_simt_bfloat16) {
-  test_engine<__nv_bfloat16, Math::kSimt, Threads<16, 32, 16, 4, 4, 1, 2>, false, false>("simt bfloat16");
+  test_engine<__nv_bfloat16, Math::kSimt, Threads<16, 32, 16, 4, 4, 1, 2>, Fill::kStaged, false>("simt bfloat16");
 }
 TEST(mainloop_simt_double) {
-  test_engine<double, Math::kSimt, Threads<16, 32, 8, 4, 4, 1, 2>, false, false>("simt double");
+  test_engine<double, Math::kSimt, Threads<16, 32, 8, 4, 4, 1, 2>, Fill::kStaged, false>("simt double");
 }
 
 }  // namespace

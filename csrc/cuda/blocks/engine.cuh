@@ -125,7 +125,8 @@ class TensorCoreEngine {
       if constexpr (kMajorA == Major::kK) {
         ptx::ldmatrix_x4(a[i], tile_a + LayoutA::offset(m + matrix % 2 * 8 + row, k + matrix / 2 * kMatrixK));
       } else if constexpr (kMatrixLoads) {
-        ptx::ldmatrix_x4<true>(a[i], tile_a + LayoutA::offset(m + matrix % 2 * 8, k + matrix / 2 * 8 + row));
+        ptx::ldmatrix_x4</*kTransposed=*/true>(a[i],
+                                               tile_a + LayoutA::offset(m + matrix % 2 * 8, k + matrix / 2 * 8 + row));
       } else {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {
@@ -140,7 +141,8 @@ class TensorCoreEngine {
       if constexpr (kMajorB == Major::kK) {
         ptx::ldmatrix_x4(pair, tile_b + LayoutB::offset(n + matrix / 2 * 8 + row, k + matrix % 2 * kMatrixK));
       } else if constexpr (kMatrixLoads) {
-        ptx::ldmatrix_x4<true>(pair, tile_b + LayoutB::offset(n + matrix / 2 * 8, k + matrix % 2 * 8 + row));
+        ptx::ldmatrix_x4</*kTransposed=*/true>(pair,
+                                               tile_b + LayoutB::offset(n + matrix / 2 * 8, k + matrix % 2 * 8 + row));
       } else {
 #pragma unroll
         for (int r = 0; r < 4; ++r) {

@@ -22,9 +22,12 @@ struct TileBounds {
   int64_t m, m_end, n, n_end;
 };
 
-// kAsync: cp.async where an operand is one matrix of the engine's element type (sm_80 and later); without, or for a
-// combined operand, the next slice waits in registers. An engine and an operand that can't use it just don't.
-template <class Engine_, class SourceA, class SourceB, bool kAsync>
+// Whether a loop also adds up the rows of A.
+enum class RowSums { kNone, kOfA };
+
+// Fill::kAsync: cp.async where an operand is one matrix of the engine's element type (sm_80 and later); without, or for
+// a combined operand, the next slice waits in registers. An engine and an operand that can't use it just don't.
+template <class Engine_, class SourceA, class SourceB, Fill kFill>
 struct Mainloop {
   using Engine = Engine_;
   using Shape = typename Engine::Shape;
@@ -34,8 +37,8 @@ struct Mainloop {
   using Operands = Segment<SourceA, SourceB>;
 
   template <class Layout, class Source>
-  static constexpr bool is_async =
-      kAsync && Source::kParts == 1 && std::is_same<typename Source::Element, typename Layout::Element>::value;
+  static constexpr bool is_async = kFill == Fill::kAsync && Source::kParts == 1 &&
+                                   std::is_same<typename Source::Element, typename Layout::Element>::value;
   static constexpr bool kAsyncA = is_async<LayoutA, SourceA>, kAsyncB = is_async<LayoutB, SourceB>;
   static constexpr int kStagesA = kAsyncA ? Shape::kStages : 2, kStagesB = kAsyncB ? Shape::kStages : 2;
   static constexpr int kAhead = kAsyncA || kAsyncB ? Shape::kStages - 1 : 1;  // slices on their way
@@ -53,20 +56,20 @@ struct Mainloop {
   // How many slices the segments have.
   static __host__ __device__ int slices(int64_t depth) { return static_cast<int>(ceil_div(depth, Shape::BK)); }
 
-  // Multiplies slices [begin, end) of the two segments into the engine's accumulators. With kSumRows, thread r < BM
-  // also adds up row r of A, unless sums_rows is false. Shared memory is free for other use after the caller's next
-  // barrier.
-  template <bool kSumRows = false, bool kTwoSegments = true>
+  // Multiplies slices [begin, end) of the two segments into the engine's accumulators. With RowSums::kOfA, thread
+  // r < BM also adds up row r of A, unless sums_rows is false. Shared memory is free for other use after the caller's
+  // next barrier.
+  template <RowSums kRowSums = RowSums::kNone, int kSegments = 2>
   static __device__ __forceinline__ void run(Smem& smem, Engine& engine, const Operands& first,
                                              [[maybe_unused]] const Operands& second, const TileBounds& tile, int begin,
                                              int end, [[maybe_unused]] Acc* row_sum = nullptr,
                                              [[maybe_unused]] bool sums_rows = true) {
-    static_assert(!kSumRows || Shape::kThreads >= Shape::BM, "one thread a row");
+    static_assert(kRowSums == RowSums::kNone || Shape::kThreads >= Shape::BM, "one thread a row");
     StagedCopy<LayoutA, SourceA, Shape::kThreads> staged_a;
     StagedCopy<LayoutB, SourceB, Shape::kThreads> staged_b;
     const int first_slices = slices(first.depth);
     const auto with_slice = [&](int index, auto&& use) {
-      if constexpr (kTwoSegments) {
+      if constexpr (kSegments == 2) {
         const bool in_first = index < first_slices;
         const int64_t k = int64_t{in_first ? index : index - first_slices} * Shape::BK;
         const Operands operands = in_first ? first : second;
@@ -133,8 +136,9 @@ struct Mainloop {
       const auto* a = smem.ring.a[kAsyncA ? read : staged];
       const auto* b = smem.ring.b[kAsyncB ? read : staged];
       // Without columns, the row sums are all there is to it.
-      if (!kSumRows || tile.n < tile.n_end || RNN_EXT_PLANTED(backward_zeros_not_exact)) engine.multiply(a, b);
-      if constexpr (kSumRows) {
+      if (kRowSums == RowSums::kNone || tile.n < tile.n_end || RNN_EXT_PLANTED(backward_zeros_not_exact))
+        engine.multiply(a, b);
+      if constexpr (kRowSums == RowSums::kOfA) {
         const int row = static_cast<int>(threadIdx.x);
         if (row < Shape::BM && sums_rows) {
 #pragma unroll 8
@@ -150,10 +154,10 @@ struct Mainloop {
   }
 
   // The same of one segment.
-  template <bool kSumRows = false>
+  template <RowSums kRowSums = RowSums::kNone>
   static __device__ __forceinline__ void run(Smem& smem, Engine& engine, const Operands& only, const TileBounds& tile,
                                              int begin, int end, Acc* row_sum = nullptr, bool sums_rows = true) {
-    run<kSumRows, false>(smem, engine, only, only, tile, begin, end, row_sum, sums_rows);
+    run<kRowSums, 1>(smem, engine, only, only, tile, begin, end, row_sum, sums_rows);
   }
 
   // Puts the block's sums into shared memory, where all of its threads see them on return.

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/alignment.h"
+#include "core/params.h"
 #include "cuda/blocks/math.cuh"
 #include "cuda/plan/types.h"
 #include "cuda/ptx/launch.cuh"
@@ -16,9 +18,6 @@
 namespace rnn_ext::cuda {
 
 // ---- in global memory -----------------------------------------------------------------------------------------------
-
-// The index that neighbouring addresses differ in.
-enum class Major { kK, kRows };
 
 // A matrix as an operand. vector_bytes is 16, 8 or 4 if the contiguous index has stride 1 and every line along it
 // starts at a multiple of as many bytes; 0 lets it lie anyhow, and it is read element by element.
@@ -52,9 +51,8 @@ template <typename T>
 int vector_bytes(const Matrix<T>& m, int64_t rows, int64_t columns, bool along_columns) {
   if ((along_columns ? m.col_stride : m.row_stride) != 1 && (along_columns ? columns : rows) > 1) return 0;
   const int64_t line = (along_columns ? rows : columns) > 1 ? (along_columns ? m.row_stride : m.col_stride) : 0;
-  const int64_t bits = static_cast<int64_t>(reinterpret_cast<uintptr_t>(m.data)) | line * int64_t{sizeof(T)};
   for (const int bytes : {16, 8, 4}) {
-    if (bits % bytes == 0 && bytes >= static_cast<int>(sizeof(T))) return bytes;
+    if (bytes >= static_cast<int>(sizeof(T)) && lines_are_aligned(m.data, line, bytes)) return bytes;
   }
   return 0;
 }

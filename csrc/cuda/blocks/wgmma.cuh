@@ -138,11 +138,13 @@ __device__ __forceinline__ void release_stage(WgmmaRing<Shape>& ring, int stage,
   }
 }
 
-// sums = the products of the next k_tiles > 0 stages: this warpgroup's 64 rows. A tile of a transposed operand is one
-// of its matrix's rows as they lie in memory: blocks of BK = 64 rows of k, of 64 rows or columns of the product each.
-template <typename Shape, bool kTransposedA = false, bool kTransposedB = false>
+// sums = the products of the next k_tiles > 0 stages: this warpgroup's 64 rows. A tile of an operand along its rows
+// is one of its matrix's rows as they lie in memory: blocks of BK = 64 rows of k, of 64 rows or columns of the product
+// each.
+template <typename Shape, Major kMajorA = Major::kK, Major kMajorB = Major::kK>
 __device__ __forceinline__ void multiply(WgmmaRing<Shape>& ring, RingPosition<Shape::kStages>& at, int k_tiles,
                                          int rank, float (&sums)[Shape::BN / 2]) {
+  constexpr bool kTransposedA = kMajorA == Major::kRows, kTransposedB = kMajorB == Major::kRows;
   constexpr int kBlock = 64 * Shape::BK, kBlockBytes = 64 * kTileRowBytes;
   constexpr int kNextA = kTransposedA ? 16 * kTileRowBytes : 32, kNextB = kTransposedB ? 16 * kTileRowBytes : 32;
   const int warpgroup = static_cast<int>(threadIdx.x) / 128 - 1;

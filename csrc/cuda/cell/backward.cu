@@ -7,24 +7,26 @@ namespace rnn_ext::cuda {
 
 template <typename T>
 BackwardCase backward_case(const BackwardParams<T>& p) {
-  BackwardCase c = {p.batch,
-                    p.weights.input_size,
-                    p.weights.hidden_size,
-                    kDtype<T>,
-                    p.grad_input != nullptr,
-                    p.grad_hx != nullptr,
-                    p.grad_weight_ih != nullptr,
-                    p.grad_weight_hh != nullptr,
-                    p.grad_bias != nullptr,
-                    16,
-                    backward_wgmma_takes(p)};
-  const auto need = [&](bool needed, const Matrix<T>& m, int64_t rows, int64_t columns) {
-    if (needed && m.data != nullptr) c.vector_bytes = std::min(c.vector_bytes, vector_bytes(m, rows, columns, true));
+  BackwardCase c;
+  c.batch = p.batch;
+  c.input_size = p.weights.input_size;
+  c.hidden_size = p.weights.hidden_size;
+  c.dtype = kDtype<T>;
+  c.grad_input = p.grad_input != nullptr;
+  c.grad_hx = p.grad_hx != nullptr;
+  c.grad_weight_ih = p.grad_weight_ih != nullptr;
+  c.grad_weight_hh = p.grad_weight_hh != nullptr;
+  c.grad_bias = p.grad_bias != nullptr;
+  c.vector_bytes = 16;
+  c.tensor_maps = backward_wgmma_takes(p);
+  const auto need = [&](const T* gradient, const Matrix<T>& m, int64_t rows, int64_t columns) {
+    if (gradient == nullptr || m.data == nullptr) return;
+    c.vector_bytes = std::min(c.vector_bytes, vector_bytes(m, rows, columns, true));
   };
-  need(c.grad_input, p.weights.weight_ih, p.weights.hidden_size, p.weights.input_size);
-  need(c.grad_hx, p.weights.weight_hh, p.weights.hidden_size, p.weights.hidden_size);
-  need(c.grad_weight_ih, p.input, p.batch, p.weights.input_size);
-  need(c.grad_weight_hh, p.hx, p.batch, p.weights.hidden_size);
+  for (const BackwardSide<T>& s : {input_side(p), hidden_side(p)}) {
+    need(s.grad_operand, s.weight, p.weights.hidden_size, s.columns);
+    need(s.grad_weight, s.operand, p.batch, s.columns);
+  }
   return c;
 }
 

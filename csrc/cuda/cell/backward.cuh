@@ -11,6 +11,23 @@ DzSources<T> dz_sources(const BackwardParams<T>& p) {
   return {p.grad_output, p.output, p.weights.nonlinearity, p.batch, p.weights.hidden_size};
 }
 
+// One of the two sides of a step: the input's (x, W) or the hidden state's (h, U), of as many columns.
+template <typename T, class M = Matrix<T>>
+struct BackwardSide {
+  M weight, operand;              // W or U; x or h, whose data is null if h is absent
+  T *grad_operand, *grad_weight;  // contiguous; null: not asked for
+  int64_t columns;
+};
+
+template <typename T>
+BackwardSide<T> input_side(const BackwardParams<T>& p) {
+  return {p.weights.weight_ih, p.input, p.grad_input, p.grad_weight_ih, p.weights.input_size};
+}
+template <typename T>
+BackwardSide<T> hidden_side(const BackwardParams<T>& p) {
+  return {p.weights.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.weights.hidden_size};
+}
+
 template <typename T>
 cudaError_t launch_backward_gemv(const BackwardParams<T>& p, const BackwardPlan& plan, cudaStream_t stream);
 

@@ -53,12 +53,8 @@ union BackwardGemvSmem {
   Acc partial[Traits::kBatch * Traits::kWide][Traits::kThreads];
 };
 
-// One of the two matrices that the strips divide among them.
 template <typename T>
-struct BackwardGemvHalf {
-  Matrix<T> weight, operand;
-  T *grad_operand, *grad_weight;  // null: not asked for
-  int64_t columns;
+struct BackwardGemvSide : BackwardSide<T> {
   int64_t strips;
   int lanes_log2;  // threads across a strip
   bool wide;       // all rows are aligned for kWide elements
@@ -67,17 +63,20 @@ struct BackwardGemvHalf {
 template <typename T>
 struct BackwardGemvParams {
   Matrix<T> grad_output, output;
-  BackwardGemvHalf<T> hh, ih;
+  BackwardGemvSide<T> hh, ih;
   T *grad_bias, *grad_bias_copy;
   int64_t batch, hidden_size;
   Nonlinearity nonlinearity;
 };
 
-// `columns` of n neighbouring elements, zeros beyond: in one access if kWide, where columns is n or 0.
-template <int n, bool kWide, typename T>
+// How neighbouring elements move: all of them in one access, or one by one.
+enum class Access { kWide, kSingle };
+
+// `columns` of n neighbouring elements, zeros beyond; where access is wide, columns is n or 0.
+template <int n, Access kAccess, typename T>
 __device__ __forceinline__ Pack<T, n> load_pack(const T* p, int64_t stride, int columns) {
   Pack<T, n> pack = {};
-  if constexpr (kWide) {
+  if constexpr (kAccess == Access::kWide) {
     if (columns > 0) pack = *reinterpret_cast<const Pack<T, n>*>(p);
   } else {
 #pragma unroll
@@ -88,9 +87,9 @@ __device__ __forceinline__ Pack<T, n> load_pack(const T* p, int64_t stride, int 
   return pack;
 }
 
-template <int n, bool kWide, typename T>
+template <int n, Access kAccess, typename T>
 __device__ __forceinline__ void store_pack(T* p, const Pack<T, n>& pack, int columns) {
-  if constexpr (kWide) {
+  if constexpr (kAccess == Access::kWide) {
     if (columns > 0) *reinterpret_cast<Pack<T, n>*>(p) = pack;
   } else {
 #pragma unroll
@@ -121,27 +120,27 @@ __device__ __forceinline__ Pack<typename Traits::Acc, Traits::kBatch> backward_g
 }
 
 // One strip, whose rows are accessed n columns a thread.
-template <typename Traits, int n, bool kWide, typename T>
-__device__ __forceinline__ void backward_gemv_strip(const BackwardGemvParams<T>& p, const BackwardGemvHalf<T>& half,
+template <typename Traits, int n, Access kAccess, typename T>
+__device__ __forceinline__ void backward_gemv_strip(const BackwardGemvParams<T>& p, const BackwardGemvSide<T>& side,
                                                     int64_t strip, bool writes_bias, BackwardGemvSmem<Traits>& smem) {
   using Acc = typename Traits::Acc;
   constexpr int kBatch = Traits::kBatch, kUnroll = Traits::kUnroll;
   const int thread = static_cast<int>(threadIdx.x);
-  const int lanes = 1 << half.lanes_log2, rows = Traits::kThreads >> half.lanes_log2;
+  const int lanes = 1 << side.lanes_log2, rows = Traits::kThreads >> side.lanes_log2;
   const int64_t strip_start = strip * lanes * n;
   const int64_t column = strip_start + (thread & (lanes - 1)) * n;
-  const int columns = static_cast<int>(max(int64_t(0), min(int64_t(n), half.columns - column)));
-  const int row = thread >> half.lanes_log2;
-  const bool has_operand = half.operand.data && half.grad_weight;
+  const int columns = static_cast<int>(max(int64_t(0), min(int64_t(n), side.columns - column)));
+  const int row = thread >> side.lanes_log2;
+  const bool has_operand = side.operand.data && side.grad_weight;
 
   // Each weight's next value is on its way as soon as the previous one is used, across barriers too.
   Pack<T, n> weight[kUnroll];
-  const T* next = half.weight.data + row * half.weight.row_stride + column * half.weight.col_stride;
-  const int64_t next_stride = rows * half.weight.row_stride;
+  const T* next = side.weight.data + row * side.weight.row_stride + column * side.weight.col_stride;
+  const int64_t next_stride = rows * side.weight.row_stride;
   const auto load_weight = [&](int64_t k) {
     Pack<T, n> pack = {};
     const bool inside = k < p.hidden_size || RNN_EXT_PLANTED(gemv_no_row_bound);
-    if (half.grad_operand && inside) pack = load_pack<n, kWide>(next, half.weight.col_stride, columns);
+    if (side.grad_operand && inside) pack = load_pack<n, kAccess>(next, side.weight.col_stride, columns);
     next += next_stride;
     return pack;
   };
@@ -153,8 +152,8 @@ __device__ __forceinline__ void backward_gemv_strip(const BackwardGemvParams<T>&
   for (int b = 0; b < kBatch; ++b) {
     Pack<T, n> pack = {};
     if (has_operand && b < p.batch) {
-      const int64_t offset = b * half.operand.row_stride + column * half.operand.col_stride;
-      pack = load_pack<n, kWide>(half.operand.data + offset, half.operand.col_stride, columns);
+      const int64_t offset = b * side.operand.row_stride + column * side.operand.col_stride;
+      pack = load_pack<n, kAccess>(side.operand.data + offset, side.operand.col_stride, columns);
     }
 #pragma unroll
     for (int i = 0; i < n; ++i) {
@@ -164,7 +163,7 @@ __device__ __forceinline__ void backward_gemv_strip(const BackwardGemvParams<T>&
   }
 
   const int step = kUnroll * rows;
-  T* out = half.grad_weight + row * half.columns + column;
+  T* out = side.grad_weight + row * side.columns + column;
   for (int64_t first = 0; first < p.hidden_size; first += Traits::kDzRows) {
     const int end = static_cast<int>(min(int64_t(Traits::kDzRows), p.hidden_size - first));
     if (first > 0 && !RNN_EXT_PLANTED(gemv_no_barrier_before_refill)) __syncthreads();
@@ -188,7 +187,7 @@ __device__ __forceinline__ void backward_gemv_strip(const BackwardGemvParams<T>&
       for (int u = 0; u < kUnroll; ++u) {
         const int r = r0 + u * rows;
         const Pack<Acc, kBatch> dz = smem.dz[r];
-        if (half.grad_operand) {
+        if (side.grad_operand) {
 #pragma unroll
           for (int i = 0; i < n; ++i) {
             const Acc w = widen(weight[u].v[i]);
@@ -197,7 +196,7 @@ __device__ __forceinline__ void backward_gemv_strip(const BackwardGemvParams<T>&
           }
           weight[u] = load_weight(first + r + step);
         }
-        if (half.grad_weight && (r < end || RNN_EXT_PLANTED(gemv_no_row_bound))) {
+        if (side.grad_weight && (r < end || RNN_EXT_PLANTED(gemv_no_row_bound))) {
           Pack<T, n> pack;
 #pragma unroll
           for (int i = 0; i < n; ++i) {
@@ -206,13 +205,13 @@ __device__ __forceinline__ void backward_gemv_strip(const BackwardGemvParams<T>&
             for (int b = 1; b < kBatch; ++b) sum += dz.v[b] * operand[b][i];
             pack.v[i] = narrow<T>(has_operand ? sum : Acc(0));  // no hx: exact zeros, whatever dz holds
           }
-          store_pack<n, kWide>(out, pack, columns);
+          store_pack<n, kAccess>(out, pack, columns);
         }
-        out += rows * half.columns;
+        out += rows * side.columns;
       }
     }
   }
-  if (!half.grad_operand) return;
+  if (!side.grad_operand) return;
 
   // The sum over the block's rows: a warp takes all threads' share of one (b, i), then its lanes of one column.
   if (!RNN_EXT_PLANTED(gemv_no_barrier_before_reduction)) __syncthreads();
@@ -230,7 +229,7 @@ __device__ __forceinline__ void backward_gemv_strip(const BackwardGemvParams<T>&
     for (int offset = 16; offset >= lanes; offset /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, offset);
     const int b = value / n;
     const int64_t c = strip_start + lane * n + value % n;
-    if (lane < lanes && b < p.batch && c < half.columns) half.grad_operand[b * half.columns + c] = narrow<T>(sum);
+    if (lane < lanes && b < p.batch && c < side.columns) side.grad_operand[b * side.columns + c] = narrow<T>(sum);
   }
 }
 
@@ -242,38 +241,35 @@ __global__ void __launch_bounds__(BackwardGemvTraits<T, kBatch>::kThreads, Backw
   static_assert(sizeof(Smem) <= 48 * 1024, "fits without opting in to more shared memory");
   RNN_EXT_SMEM(Smem, smem);
   const bool is_hh = blockIdx.x < p.hh.strips;
-  const BackwardGemvHalf<T>& half = is_hh ? p.hh : p.ih;
+  const BackwardGemvSide<T>& side = is_hh ? p.hh : p.ih;
   const int64_t strip = is_hh ? blockIdx.x : blockIdx.x - p.hh.strips;
   const bool writes_bias = p.grad_bias && (blockIdx.x == 0 || RNN_EXT_PLANTED(gemv_every_block_writes_bias));
-  if (half.wide) {
-    backward_gemv_strip<Traits, Traits::kWide, true>(p, half, strip, writes_bias, smem);
+  if (side.wide) {
+    backward_gemv_strip<Traits, Traits::kWide, Access::kWide>(p, side, strip, writes_bias, smem);
   } else {
-    backward_gemv_strip<Traits, Traits::kNarrow, false>(p, half, strip, writes_bias, smem);
+    backward_gemv_strip<Traits, Traits::kNarrow, Access::kSingle>(p, side, strip, writes_bias, smem);
   }
 }
 
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
-template <typename T>
-bool rows_are_aligned(const Matrix<T>& m, int64_t bytes) {
-  return m.data == nullptr || (m.col_stride == 1 && m.row_stride * int64_t(sizeof(T)) % bytes == 0 &&
-                               reinterpret_cast<uintptr_t>(m.data) % bytes == 0);
-}
-
 template <typename Traits, typename T>
-BackwardGemvHalf<T> plan_backward_gemv_half(Matrix<T> weight, Matrix<T> operand, T* grad_operand, T* grad_weight,
-                                            int64_t columns, int strip_bytes) {
-  constexpr int64_t kWideBytes = Traits::kWide * sizeof(T);
-  if (grad_operand == nullptr) weight = {};
-  if (grad_weight == nullptr) operand = {};
-  const bool wide = rows_are_aligned(weight, kWideBytes) && rows_are_aligned(operand, kWideBytes) &&
-                    rows_are_aligned(Matrix<T>{grad_weight, columns}, kWideBytes);
-  const int lanes = strip_bytes / ((wide ? Traits::kWide : Traits::kNarrow) * int(sizeof(T)));
-  int lanes_log2 = 0;
-  while (1 << lanes_log2 < lanes) ++lanes_log2;
-  const bool wanted = grad_operand != nullptr || grad_weight != nullptr;
-  const int64_t strips = wanted ? ceil_div(columns * int64_t(sizeof(T)), strip_bytes) : 0;
-  return {weight, operand, grad_operand, grad_weight, columns, strips, lanes_log2, wide};
+BackwardGemvSide<T> backward_gemv_side(const BackwardSide<T>& s, int strip_bytes) {
+  BackwardGemvSide<T> side;
+  static_cast<BackwardSide<T>&>(side) = s;
+  if (s.grad_operand == nullptr) side.weight = {};
+  if (s.grad_weight == nullptr) side.operand = {};
+  const auto aligned = [](const Matrix<T>& m) {
+    constexpr int64_t kWideBytes = Traits::kWide * sizeof(T);
+    return m.data == nullptr || (m.col_stride == 1 && lines_are_aligned(m.data, m.row_stride, kWideBytes));
+  };
+  side.wide = aligned(side.weight) && aligned(side.operand) && aligned({s.grad_weight, s.columns});
+  const int lanes = strip_bytes / ((side.wide ? Traits::kWide : Traits::kNarrow) * int(sizeof(T)));
+  side.lanes_log2 = 0;
+  while (1 << side.lanes_log2 < lanes) ++side.lanes_log2;
+  const bool wanted = s.grad_operand != nullptr || s.grad_weight != nullptr;
+  side.strips = wanted ? ceil_div(s.columns * int64_t(sizeof(T)), strip_bytes) : 0;
+  return side;
 }
 
 template <typename T, int kBatch>
@@ -282,10 +278,8 @@ cudaError_t launch_backward_gemv_of(const BackwardParams<T>& p, const BackwardPl
   BackwardGemvParams<T> q;
   q.grad_output = p.grad_output;
   q.output = p.output;
-  q.hh = plan_backward_gemv_half<Traits>(p.weights.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.weights.hidden_size,
-                                         plan.strip_bytes);
-  q.ih = plan_backward_gemv_half<Traits>(p.weights.weight_ih, p.input, p.grad_input, p.grad_weight_ih,
-                                         p.weights.input_size, plan.strip_bytes);
+  q.hh = backward_gemv_side<Traits>(hidden_side(p), plan.strip_bytes);
+  q.ih = backward_gemv_side<Traits>(input_side(p), plan.strip_bytes);
   q.grad_bias = p.grad_bias;
   q.grad_bias_copy = p.grad_bias_copy;
   q.batch = p.batch;

@@ -16,19 +16,15 @@ namespace rnn_ext::cuda {
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
 
-// One of the two matrices, of input_size or hidden_size columns, that either kind of tiles has.
 template <typename T>
-struct BackwardHalf {
-  Operand<T> weight, operand;     // W or U; x or h, whose data is null if h is absent
-  T *grad_operand, *grad_weight;  // contiguous; null: not asked for
-  int64_t columns;
+struct BackwardTiledSide : BackwardSide<T, Operand<T>> {
   bool vector_stores;  // rows of both gradients are 16-byte aligned
 };
 
 template <typename T, class Dz>
 struct BackwardTiledParams {
-  Dz dz, dz_transposed;     // (B, H), (H, B)
-  BackwardHalf<T> half[2];  // of input_size columns, of hidden_size columns
+  Dz dz, dz_transposed;           // (B, H), (H, B)
+  BackwardTiledSide<T> sides[2];  // the input's, the hidden state's
   T *grad_bias, *grad_bias_copy;
   int64_t batch, hidden_size;
   BackwardSchedule schedule;
@@ -82,31 +78,32 @@ __global__ void __launch_bounds__(DataLoop::Shape::kThreads, DataLoop::Shape::kB
 
   for (int64_t index = blockIdx.x; index < p.schedule.size(); index += gridDim.x) {
     const BackwardSchedule::Tile t = p.schedule.at(index);
-    const BackwardHalf<T> half = t.matrix == 0 ? p.half[0] : p.half[1];
+    const BackwardTiledSide<T> side = t.matrix == 0 ? p.sides[0] : p.sides[1];
     // The sums of the tile before have been read.
     if (index >= gridDim.x && !RNN_EXT_PLANTED(backward_no_barrier_between_tiles)) __syncthreads();
     if (t.is_data) {
       using Shape = typename DataLoop::Shape;
-      const TileBounds tile = {t.row * Shape::BM, p.batch, t.column * Shape::BN, half.columns};
+      const TileBounds tile = {t.row * Shape::BM, p.batch, t.column * Shape::BN, side.columns};
       typename DataLoop::Engine engine;
-      const typename DataLoop::Operands operands = {p.dz, half.weight, p.hidden_size};
+      const typename DataLoop::Operands operands = {p.dz, side.weight, p.hidden_size};
       DataLoop::run(smem.data, engine, operands, tile, 0, DataLoop::slices(p.hidden_size));
       DataLoop::put_sums(smem.data, engine);
-      store_backward_tile<DataLoop>(smem.data.sums, half.grad_operand, tile, half.vector_stores);
+      store_backward_tile<DataLoop>(smem.data.sums, side.grad_operand, tile, side.vector_stores);
     } else {
       using Shape = typename WeightLoop::Shape;
-      const TileBounds tile = {t.row * Shape::BM, p.hidden_size, t.column * Shape::BN, half.columns};
+      const TileBounds tile = {t.row * Shape::BM, p.hidden_size, t.column * Shape::BN, side.columns};
       const bool sums_bias =
           p.grad_bias != nullptr && (t.is_first_column || RNN_EXT_PLANTED(backward_every_column_writes_bias));
       // Without x or h, or where only the bias is asked for, the tile has no columns to read, and its sums stay zero.
-      const bool has_operand = half.operand.data != nullptr && half.grad_weight != nullptr;
+      const bool has_operand = side.operand.data != nullptr && side.grad_weight != nullptr;
       TileBounds read = tile;
       if (!has_operand) read.n_end = read.n;
       typename WeightLoop::Engine engine;
       Acc row_sum = 0;
-      const typename WeightLoop::Operands operands = {p.dz_transposed, half.operand, p.batch};
-      WeightLoop::template run<true>(smem.weight, engine, operands, read, 0,
-                                     has_operand || sums_bias ? WeightLoop::slices(p.batch) : 0, &row_sum, sums_bias);
+      const typename WeightLoop::Operands operands = {p.dz_transposed, side.operand, p.batch};
+      WeightLoop::template run<RowSums::kOfA>(smem.weight, engine, operands, read, 0,
+                                              has_operand || sums_bias ? WeightLoop::slices(p.batch) : 0, &row_sum,
+                                              sums_bias);
       if (sums_bias) {
         const int64_t m = tile.m + threadIdx.x;
         if (threadIdx.x < Shape::BM && m < p.hidden_size) {
@@ -114,9 +111,9 @@ __global__ void __launch_bounds__(DataLoop::Shape::kThreads, DataLoop::Shape::kB
           if (p.grad_bias_copy != nullptr) p.grad_bias_copy[m] = narrow<T>(row_sum);
         }
       }
-      if (half.grad_weight != nullptr) {
+      if (side.grad_weight != nullptr) {
         WeightLoop::put_sums(smem.weight, engine);
-        store_backward_tile<WeightLoop>(smem.weight.sums, half.grad_weight, tile, half.vector_stores);
+        store_backward_tile<WeightLoop>(smem.weight.sums, side.grad_weight, tile, side.vector_stores);
       }
     }
   }
@@ -129,39 +126,38 @@ template <typename T, int kRow>
 struct BackwardLoops {
   static constexpr BackwardTiledKernel k = kBackwardTiled[kRow];
   static constexpr Math kMath = k.tensor_cores ? Math::kTensorCore : Math::kSimt;
+  static constexpr Fill kFill = k.async ? Fill::kAsync : Fill::kStaged;
   using Dz = std::conditional_t<k.fused, DzOperand<T>, Operand<T>>;
 
-  template <bool kWarps, int bm, int bn, int bk, int parts_m, int parts_n, int groups, int stages>
-  struct ShapeOf {
-    using type = WarpShape<bm, bn, bk, parts_m, parts_n, groups, stages, k.blocks_per_sm>;
-  };
-  template <int bm, int bn, int bk, int parts_m, int parts_n, int groups, int stages>
-  struct ShapeOf<false, bm, bn, bk, parts_m, parts_n, groups, stages> {
-    using type = ThreadShape<bm, bn, bk, parts_m, parts_n, groups, stages, k.blocks_per_sm>;
-  };
-  using DataShape = typename ShapeOf<k.tensor_cores, k.data.bm, k.data.bn, k.data.bk, k.data.parts_m, k.data.parts_n,
-                                     k.data.groups, k.data.stages>::type;
-  using WeightShape = typename ShapeOf<k.tensor_cores, k.weight.bm, k.weight.bn, k.weight.bk, k.weight.parts_m,
-                                       k.weight.parts_n, k.weight.groups, k.weight.stages>::type;
+  static constexpr BackwardTileShape d = k.data, w = k.weight;
+  using DataShape =
+      std::conditional_t<k.tensor_cores,
+                         WarpShape<d.bm, d.bn, d.bk, d.parts_m, d.parts_n, d.groups, d.stages, k.blocks_per_sm>,
+                         ThreadShape<d.bm, d.bn, d.bk, d.parts_m, d.parts_n, d.groups, d.stages, k.blocks_per_sm>>;
+  using WeightShape =
+      std::conditional_t<k.tensor_cores,
+                         WarpShape<w.bm, w.bn, w.bk, w.parts_m, w.parts_n, w.groups, w.stages, k.blocks_per_sm>,
+                         ThreadShape<w.bm, w.bn, w.bk, w.parts_m, w.parts_n, w.groups, w.stages, k.blocks_per_sm>>;
   // Along which index neighbours lie next to each other in memory, if all is contiguous.
-  using Data = Mainloop<Engine<T, kMath, DataShape, Major::kK, Major::kRows>, Dz, Operand<T>, k.async>;
-  using Weight = Mainloop<Engine<T, kMath, WeightShape, Major::kRows, Major::kRows>, Dz, Operand<T>, k.async>;
+  using Data = Mainloop<Engine<T, kMath, DataShape, Major::kK, Major::kRows>, Dz, Operand<T>, kFill>;
+  using Weight = Mainloop<Engine<T, kMath, WeightShape, Major::kRows, Major::kRows>, Dz, Operand<T>, kFill>;
   static constexpr size_t kSmem = std::max(sizeof(typename Data::Smem), sizeof(typename Weight::Smem));
   static_assert(kSmem == k.smem_bytes(kDtype<T>), "the plan's idea of it");
 };
 
 template <typename T>
-BackwardHalf<T> backward_half(const Matrix<T>& weight, const Matrix<T>& operand, T* grad_operand, T* grad_weight,
-                              int64_t batch, int64_t hidden_size, int64_t columns) {
-  const auto aligned = [&](const T* p) {
-    return p == nullptr || (columns * int64_t{sizeof(T)} % 16 == 0 && reinterpret_cast<uintptr_t>(p) % 16 == 0);
+BackwardTiledSide<T> backward_tiled_side(const BackwardSide<T>& s, int64_t batch, int64_t hidden_size) {
+  const auto aligned = [&](const T* gradient) {
+    return gradient == nullptr || lines_are_aligned(gradient, s.columns, 16);
   };
-  return {operand_by_columns(weight, columns, hidden_size, Major::kRows),
-          operand_by_columns(operand, columns, batch, Major::kRows),
-          grad_operand,
-          grad_weight,
-          columns,
-          aligned(grad_operand) && aligned(grad_weight)};
+  BackwardTiledSide<T> side;
+  side.weight = operand_by_columns(s.weight, s.columns, hidden_size, Major::kRows);
+  side.operand = operand_by_columns(s.operand, s.columns, batch, Major::kRows);
+  side.grad_operand = s.grad_operand;
+  side.grad_weight = s.grad_weight;
+  side.columns = s.columns;
+  side.vector_stores = aligned(s.grad_operand) && aligned(s.grad_weight);
+  return side;
 }
 
 template <typename T, int kRow>
@@ -181,10 +177,8 @@ cudaError_t launch_backward_row(const BackwardParams<T>& p, const BackwardPlan& 
     q.dz = operand_by_rows(m, p.batch, p.weights.hidden_size, Major::kK);
     q.dz_transposed = operand_by_columns(m, p.weights.hidden_size, p.batch, Major::kRows);
   }
-  q.half[0] = backward_half(p.weights.weight_ih, p.input, p.grad_input, p.grad_weight_ih, p.batch,
-                            p.weights.hidden_size, p.weights.input_size);
-  q.half[1] = backward_half(p.weights.weight_hh, p.hx, p.grad_hx, p.grad_weight_hh, p.batch, p.weights.hidden_size,
-                            p.weights.hidden_size);
+  q.sides[0] = backward_tiled_side(input_side(p), p.batch, p.weights.hidden_size);
+  q.sides[1] = backward_tiled_side(hidden_side(p), p.batch, p.weights.hidden_size);
   q.grad_bias = p.grad_bias;
   q.grad_bias_copy = p.grad_bias_copy;
   q.batch = p.batch;

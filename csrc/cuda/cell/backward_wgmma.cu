@@ -6,21 +6,18 @@ namespace rnn_ext::cuda {
 
 namespace {
 
-// One kind of tiles: of the gradients asked for, [gradient[0] | gradient[1]] = A [operand[0] | operand[1]] with M rows,
-// summed up over K. An operand without data stands for zeros.
+// Adds a side to one kind of tiles: gradient = A operand, with M rows, summed up over K. An operand without data stands
+// for zeros.
 template <typename Shape, typename T = typename Shape::T>
-void make_kind(BackwardWgmmaKind& kind, bool is_data, int64_t M, int64_t K, const Matrix<T> (&operand)[2],
-               T* const (&gradient)[2], const int64_t (&columns)[2]) {
-  kind.is_data = is_data;
+void add_side(BackwardWgmmaKind& kind, int i, int64_t M, int64_t K, const Matrix<T>& operand, T* gradient,
+              int64_t columns) {
   kind.tiles_m = static_cast<int>(ceil_div(M, Shape::BM * Shape::kCluster));
-  for (int i = 0; i < 2; ++i) {
-    if (gradient[i] == nullptr) continue;
-    kind.tiles_n[i] = static_cast<int>(ceil_div(columns[i], Shape::BN));
-    encode_tensor_map(kind.gradient[i], gradient[i], M, columns[i], columns[i], WgmmaRing<Shape>::kStoreRows);
-    if (operand[i].data == nullptr) continue;
-    kind.k_tiles[i] = static_cast<int>(ceil_div(K, Shape::BK));
-    encode_tensor_map(kind.operand[i], operand[i].data, K, columns[i], operand[i].row_stride, Shape::BK);
-  }
+  if (gradient == nullptr) return;
+  kind.tiles_n[i] = static_cast<int>(ceil_div(columns, Shape::BN));
+  encode_tensor_map(kind.gradient[i], gradient, M, columns, columns, WgmmaRing<Shape>::kStoreRows);
+  if (operand.data == nullptr) return;
+  kind.k_tiles[i] = static_cast<int>(ceil_div(K, Shape::BK));
+  encode_tensor_map(kind.operand[i], operand.data, K, columns, operand.row_stride, Shape::BK);
 }
 
 template <typename T, int BN>
@@ -29,7 +26,7 @@ cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, 
   using Shape = WgmmaShape<T, Math::kTensorCore, BN, k.cluster>;
   static_assert(Shape::BM == k.bm && Shape::BN == k.bn, "the table's idea of it");
   static_assert(kDzRows == 32, "BackwardWgmmaWorkspace's idea of it");
-  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
+  const int64_t B = p.batch, H = p.weights.hidden_size;
   const BackwardWgmmaWorkspace layout(B, H, p.grad_bias != nullptr);
   T* const dz = static_cast<T*>(workspace);
   float* const sums =
@@ -41,8 +38,13 @@ cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, 
   BackwardWgmmaArguments<T> q = {};
   BackwardWgmmaKind &data = q.kinds[H >= B ? 0 : 1], &weight = q.kinds[H >= B ? 1 : 0];
   encode_tensor_map(q.dz, dz, B, H, layout.dz_stride, /*box_rows=*/64);
-  make_kind<Shape>(data, true, B, H, {p.weights.weight_ih, p.weights.weight_hh}, {p.grad_input, p.grad_hx}, {I, H});
-  make_kind<Shape>(weight, false, H, B, {p.input, p.hx}, {p.grad_weight_ih, p.grad_weight_hh}, {I, H});
+  data.is_data = true;
+  const BackwardSide<T> sides[2] = {input_side(p), hidden_side(p)};
+  for (int i = 0; i < 2; ++i) {
+    const BackwardSide<T>& s = sides[i];
+    add_side<Shape>(data, i, B, H, s.weight, s.grad_operand, s.columns);
+    add_side<Shape>(weight, i, H, B, s.operand, s.grad_weight, s.columns);
+  }
   q.sums = sums;
   q.sums_rows = ceil_div(B, kDzRows);
   q.grad_bias = p.grad_bias;
@@ -57,13 +59,15 @@ cudaError_t launch(const BackwardParams<T>& p, int64_t blocks, void* workspace, 
 template <typename T>
 bool backward_wgmma_takes(const BackwardParams<T>& p) {
   if (!kBackwardWgmmaComputes<T> || p.batch == 0 || p.weights.hidden_size == 0) return false;
-  const int64_t B = p.batch, I = p.weights.input_size, H = p.weights.hidden_size;
+  const int64_t B = p.batch, H = p.weights.hidden_size;
   const auto takes = [](const T* gradient, int64_t M, int64_t K, const Matrix<T>& operand, int64_t columns) {
     return gradient == nullptr || (has_tensor_map(gradient, M, columns, columns) &&
                                    (operand.data == nullptr || has_tensor_map(operand, K, columns)));
   };
-  return takes(p.grad_input, B, H, p.weights.weight_ih, I) && takes(p.grad_hx, B, H, p.weights.weight_hh, H) &&
-         takes(p.grad_weight_ih, H, B, p.input, I) && takes(p.grad_weight_hh, H, B, p.hx, H);
+  const auto takes_side = [&](const BackwardSide<T>& s) {
+    return takes(s.grad_operand, B, H, s.weight, s.columns) && takes(s.grad_weight, H, B, s.operand, s.columns);
+  };
+  return takes_side(input_side(p)) && takes_side(hidden_side(p));
 }
 
 template <typename T, int BN>

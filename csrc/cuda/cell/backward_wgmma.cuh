@@ -111,9 +111,9 @@ __device__ void drain_ring(const BackwardWgmmaArguments<T>& p, WgmmaRing<Shape>&
                          for (float& v : acc) v = RNN_EXT_PLANTED(backward_zeros_left) ? 1.f : 0.f;
                          if (k_tiles > 0) {
                            if (kind.is_data || RNN_EXT_PLANTED(backward_kind_not_switched)) {
-                             multiply<Shape, false, true>(ring, at, k_tiles, rank, acc);
+                             multiply<Shape, Major::kK, Major::kRows>(ring, at, k_tiles, rank, acc);
                            } else {
-                             multiply<Shape, true, true>(ring, at, k_tiles, rank, acc);
+                             multiply<Shape, Major::kRows, Major::kRows>(ring, at, k_tiles, rank, acc);
                            }
                          }
                          store_rows<Shape>(&kind.gradient[matrix], ring, row + warp * 16, column, is_leader, buffer,

@@ -7,9 +7,17 @@ namespace rnn_ext::cuda {
 
 template <typename T>
 ForwardCase forward_case(const ForwardParams<T>& p, bool tf32, bool split_tf32) {
-  return {p.batch,   p.weights.input_size,   p.weights.hidden_size,  p.hx.data != nullptr,
-          kDtype<T>, common_vector_bytes(p), forward_wgmma_takes(p), tf32,
-          split_tf32};
+  ForwardCase c;
+  c.batch = p.batch;
+  c.input_size = p.weights.input_size;
+  c.hidden_size = p.weights.hidden_size;
+  c.hx = p.hx.data != nullptr;
+  c.dtype = kDtype<T>;
+  c.vector_bytes = common_vector_bytes(p);
+  c.tensor_maps = forward_wgmma_takes(p);
+  c.tf32 = tf32;
+  c.split_tf32 = split_tf32;
+  return c;
 }
 
 template <typename T>

@@ -39,14 +39,15 @@ __global__ void __launch_bounds__(kCublasThreads) forward_cublas(ForwardCublasPa
 template <typename T>
 cudaError_t launch_forward_cublas(const ForwardParams<T>& p, const void* workspace, cudaStream_t stream) {
   const auto* const products = static_cast<const Accumulator<T>*>(workspace);
-  const ForwardCublasParams<T> q = {
-      {products, p.hx.data != nullptr ? products + p.batch * p.weights.hidden_size : nullptr},
-      p.weights.bias_ih,
-      p.weights.bias_hh,
-      p.output,
-      p.batch,
-      p.weights.hidden_size,
-      p.weights.nonlinearity};
+  ForwardCublasParams<T> q;
+  q.products[0] = products;
+  q.products[1] = p.hx.data != nullptr ? products + p.batch * p.weights.hidden_size : nullptr;
+  q.bias_ih = p.weights.bias_ih;
+  q.bias_hh = p.weights.bias_hh;
+  q.output = p.output;
+  q.batch = p.batch;
+  q.hidden_size = p.weights.hidden_size;
+  q.nonlinearity = p.weights.nonlinearity;
   constexpr int64_t kMaxRows = 65535;  // of a grid
   const dim3 grid(static_cast<unsigned>(ceil_div(p.weights.hidden_size, kCublasThreads)),
                   static_cast<unsigned>(std::min(kMaxRows, ceil_div(p.batch, kCublasRows))));

@@ -187,10 +187,9 @@ __global__ void __launch_bounds__(kForwardGemvWarps * 32, kBatch > 8 ? 1 : 2)
 
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
-template <typename T, int kBatch, bool kVectors>
+template <typename T, int kBatch, int kBytes>
 cudaError_t launch_forward_gemv_of(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
   constexpr int kRows = forward_gemv_rows(kBatch, kDtype<T>);
-  constexpr int kBytes = kVectors ? 16 : static_cast<int>(sizeof(T));
   return RNN_EXT_LAUNCH_EARLY(
       (forward_gemv<T, kBatch, kRows, kBytes>), dim3(static_cast<unsigned>(plan.blocks)), dim3(kForwardGemvWarps * 32),
       (sizeof(typename ForwardGemvTraits<T, kBatch, kRows, kBytes>::Smem)), stream, plan.early, p, plan.warps_per_row);
@@ -198,22 +197,22 @@ cudaError_t launch_forward_gemv_of(const ForwardParams<T>& p, const ForwardPlan&
 
 template <typename T>
 cudaError_t launch_forward_gemv(const ForwardParams<T>& p, const ForwardPlan& plan, cudaStream_t stream) {
-  constexpr int kMost = forward_gemv_max_batch(kDtype<T>);
+  constexpr int kMost = forward_gemv_max_batch(kDtype<T>), kVector = 16, kElement = static_cast<int>(sizeof(T));
   const bool vectors = common_vector_bytes(p) == 16;
   switch (forward_gemv_batch(p.batch, kDtype<T>, vectors)) {
     case 1:
-      return vectors ? launch_forward_gemv_of<T, 1, true>(p, plan, stream)
-                     : launch_forward_gemv_of<T, 1, false>(p, plan, stream);
+      return vectors ? launch_forward_gemv_of<T, 1, kVector>(p, plan, stream)
+                     : launch_forward_gemv_of<T, 1, kElement>(p, plan, stream);
     case 2:
-      return launch_forward_gemv_of<T, 2, true>(p, plan, stream);
+      return launch_forward_gemv_of<T, 2, kVector>(p, plan, stream);
     case 4:
-      return launch_forward_gemv_of<T, 4, true>(p, plan, stream);
+      return launch_forward_gemv_of<T, 4, kVector>(p, plan, stream);
     case 8:
-      return vectors ? launch_forward_gemv_of<T, 8, true>(p, plan, stream)
-                     : launch_forward_gemv_of<T, 8, false>(p, plan, stream);
+      return vectors ? launch_forward_gemv_of<T, 8, kVector>(p, plan, stream)
+                     : launch_forward_gemv_of<T, 8, kElement>(p, plan, stream);
     default:
-      return vectors ? launch_forward_gemv_of<T, kMost, true>(p, plan, stream)
-                     : launch_forward_gemv_of<T, kMost, false>(p, plan, stream);
+      return vectors ? launch_forward_gemv_of<T, kMost, kVector>(p, plan, stream)
+                     : launch_forward_gemv_of<T, kMost, kElement>(p, plan, stream);
   }
 }
 

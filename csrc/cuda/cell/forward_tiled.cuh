@@ -145,24 +145,15 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPer
 
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
-// The shape that row `kRow` of the table describes.
-template <int kRow, bool kSimt = kForwardTiled[kRow].math == Math::kSimt>
-struct TableShape {
-  static constexpr ForwardTiledKernel k = kForwardTiled[kRow];
-  using type = WarpShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.groups, k.stages, k.blocks_per_sm>;
-};
-template <int kRow>
-struct TableShape<kRow, true> {
-  static constexpr ForwardTiledKernel k = kForwardTiled[kRow];
-  using type = ThreadShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.groups, k.stages, k.blocks_per_sm>;
-};
-
 template <typename T, int kRow>
 cudaError_t launch_forward_row(const ForwardParams<T>& p, const ForwardPlan& plan, void* workspace, uint32_t* counters,
                                cudaStream_t stream) {
   constexpr ForwardTiledKernel k = kForwardTiled[kRow];
-  using Shape = typename TableShape<kRow>::type;
-  using Loop = Mainloop<Engine<T, k.math, Shape, Major::kK, Major::kK>, Operand<T>, Operand<T>, k.fill == Fill::kAsync>;
+  using Shape =
+      std::conditional_t<k.math == Math::kSimt,
+                         ThreadShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.groups, k.stages, k.blocks_per_sm>,
+                         WarpShape<k.bm, k.bn, k.bk, k.parts_m, k.parts_n, k.groups, k.stages, k.blocks_per_sm>>;
+  using Loop = Mainloop<Engine<T, k.math, Shape, Major::kK, Major::kK>, Operand<T>, Operand<T>, k.fill>;
   static_assert(k.threads() == Shape::kThreads && k.smem_bytes(kDtype<T>) == sizeof(typename Loop::Smem));
 
   ForwardTiledParams<T> t;
@@ -178,7 +169,7 @@ cudaError_t launch_forward_row(const ForwardParams<T>& p, const ForwardPlan& pla
   t.batch = p.batch;
   t.hidden_size = p.weights.hidden_size;
   t.nonlinearity = p.weights.nonlinearity;
-  t.vector_stores = p.weights.hidden_size * sizeof(T) % 16 == 0 && reinterpret_cast<uintptr_t>(p.output) % 16 == 0;
+  t.vector_stores = lines_are_aligned(p.output, p.weights.hidden_size, 16);
   t.splits = plan.splits;
   t.cluster = plan.reduction == Reduction::kCluster;
   t.partials = static_cast<Accumulator<T>*>(workspace);

@@ -33,16 +33,16 @@ struct ForwardWgmmaArguments {
 };
 
 // The low parts lie as the high parts do.
-template <typename Shape, bool = Shape::kSplit>
-struct ForwardWgmmaLowSmem {};
 template <typename Shape>
-struct ForwardWgmmaLowSmem<Shape, true> {
+struct ForwardWgmmaLowSmem {
   float a_low[Shape::kLowStages][Shape::BM * Shape::BK];
   float b_low[Shape::kLowStages][Shape::BN * Shape::BK];
 };
 
+struct Nothing {};
+
 template <typename Shape>
-struct ForwardWgmmaSmem : ForwardWgmmaLowSmem<Shape>, WgmmaRing<Shape> {
+struct ForwardWgmmaSmem : std::conditional_t<Shape::kSplit, ForwardWgmmaLowSmem<Shape>, Nothing>, WgmmaRing<Shape> {
   float bias[2][Shape::BN];  // b_ih + b_hh, of this tile and of the next
   uint64_t bias_full[2], bias_empty[2];
   uint64_t sums_full, sums_read;  // where K is split: by the warps of all blocks that share it

@@ -36,6 +36,9 @@ enum class Fill {
   kStaged,  // through registers: any alignment, any strides, every architecture
 };
 
+// The index of an operand, of `rows` and a depth k, that neighbouring addresses differ in.
+enum class Major { kK, kRows };
+
 constexpr int kAnySm = 1000;
 
 struct Device {

@@ -12,6 +12,7 @@
 #include <string>
 #include <type_traits>
 
+#include "core/alignment.h"
 #include "core/params.h"
 
 namespace rnn_ext::cuda {
@@ -27,9 +28,8 @@ constexpr CUtensorMapDataType kTensorMapType = std::is_same_v<T, float>    ? CU_
 template <typename T>
 bool has_tensor_map(const T* data, int64_t rows, int64_t columns, int64_t row_stride) {
   constexpr int64_t kMaxSize = INT32_MAX;  // coordinates are 32-bit
-  const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_stride * sizeof(T) % 16 == 0;
-  return data != nullptr && aligned && rows > 0 && rows <= kMaxSize && columns > 0 && columns <= kMaxSize &&
-         row_stride >= columns && row_stride < kMaxSize;
+  return data != nullptr && lines_are_aligned(data, row_stride, 16) && rows > 0 && rows <= kMaxSize && columns > 0 &&
+         columns <= kMaxSize && row_stride >= columns && row_stride < kMaxSize;
 }
 template <typename T>
 bool has_tensor_map(const Matrix<T>& m, int64_t rows, int64_t columns) {
