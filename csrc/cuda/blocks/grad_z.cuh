@@ -1,31 +1,42 @@
-// dz = grad_output · f'(output): as an operand that is formed on the way to shared memory, and as a matrix in a
-// workspace, written by a launch of its own.
+// dz = grad_output · f'(output): of one element, as an operand that is formed on the way to shared memory, and as a
+// matrix in a workspace, written by a launch of its own.
 #pragma once
 #include "cuda/blocks/operand.cuh"
 
 namespace rnn_ext::cuda {
 
-// ---- as an operand --------------------------------------------------------------------------------------------------
+// ---- of one element -------------------------------------------------------------------------------------------------
 
-// dz of dh' and h', as activate_backward makes it. The two smooth derivatives, 1 - h'² and h' (1 - h'), have the form
-// a + h' (b - h'), so that a uniform branch a tile replaces one an element.
-template <typename T>
-struct DzOperand : CombinedOperand<T> {
-  using Acc = Accumulator<T>;
+// f' in terms of the stored h' = f(z). The two smooth derivatives, 1 - h'² and h' (1 - h'), have the form a + h' (b -
+// h'), so that a uniform branch replaces one an element.
+template <typename Acc>
+struct Derivative {
   Acc a, b;
   bool relu;
 
+  Derivative() = default;
+  explicit Derivative(Nonlinearity f)
+      : a(f == Nonlinearity::kTanh ? 1 : 0), b(f == Nonlinearity::kSigmoid ? 1 : 0), relu(f == Nonlinearity::kRelu) {}
+
+  // A NaN in h' lets relu's gradient through, as torch's threshold_backward does.
+  __device__ __forceinline__ Acc dz(Acc grad, Acc output) const {
+    const Acc smooth = grad * (a + output * (b - output));
+    return relu ? (output <= Acc(0) ? Acc(0) : grad) : smooth;
+  }
+};
+
+// ---- as an operand --------------------------------------------------------------------------------------------------
+
+template <typename T>
+struct DzOperand : CombinedOperand<T> {
+  using Acc = Accumulator<T>;
+  Derivative<Acc> derivative;
+
   DzOperand() = default;
   DzOperand(const Operand<T>& grad_output, const Operand<T>& output, Nonlinearity f)
-      : CombinedOperand<T>{{grad_output, output}},
-        a(f == Nonlinearity::kTanh ? 1 : 0),
-        b(f == Nonlinearity::kSigmoid ? 1 : 0),
-        relu(f == Nonlinearity::kRelu) {}
+      : CombinedOperand<T>{{grad_output, output}}, derivative(f) {}
 
-  __device__ __forceinline__ Acc combine(Acc grad, Acc output) const {
-    const Acc smooth = grad * (a + output * (b - output));
-    return relu ? (output <= Acc(0) ? Acc(0) : grad) : smooth;  // a NaN in h' lets relu's gradient through
-  }
+  __device__ __forceinline__ Acc combine(Acc grad, Acc output) const { return derivative.dz(grad, output); }
 };
 
 // What dz is made of: dh' and h', both (B, H).

@@ -1,4 +1,4 @@
-// Scalars: conversions to and from the type that sums are kept in, the nonlinearities and their derivatives.
+// Scalars: conversions to and from the type that sums are kept in, and the nonlinearities.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -23,15 +23,7 @@ constexpr Dtype kDtype = sizeof(T) == 8                   ? Dtype::kDouble
 
 // fp16 and bf16 accumulate in fp32.
 template <typename T>
-struct AccumulatorOf {
-  using type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using type = double;
-};
-template <typename T>
-using Accumulator = typename AccumulatorOf<T>::type;
+using Accumulator = std::conditional_t<sum_bytes_of(kDtype<T>) == 8, double, float>;
 
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ double widen(double v) { return v; }
@@ -89,14 +81,6 @@ __device__ __forceinline__ T activate(Accumulator<T> z, Nonlinearity f) {
     if (f == Nonlinearity::kTanh) return narrow<T>(ptx::tanh_approx(z));
   }
   return narrow<T>(activate(z, f));
-}
-
-// dz from dh' and the stored h' = f(z); a NaN in h' lets relu's gradient through, as torch's threshold_backward does.
-template <typename Acc>
-__device__ __forceinline__ Acc activate_backward(Acc grad, Acc output, Nonlinearity f) {
-  if (f == Nonlinearity::kTanh) return grad * (Acc(1) - output * output);
-  if (f == Nonlinearity::kRelu) return output <= Acc(0) ? Acc(0) : grad;
-  return grad * (output * (Acc(1) - output));
 }
 
 }  // namespace rnn_ext::cuda

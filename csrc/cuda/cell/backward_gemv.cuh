@@ -66,7 +66,7 @@ struct BackwardGemvParams {
   BackwardGemvSide<T> hh, ih;
   T *grad_bias, *grad_bias_copy;
   int64_t batch, hidden_size;
-  Nonlinearity nonlinearity;
+  Derivative<Accumulator<T>> derivative;
 };
 
 // How neighbouring elements move: all of them in one access, or one by one.
@@ -114,7 +114,7 @@ __device__ __forceinline__ Pack<typename Traits::Acc, Traits::kBatch> backward_g
   Pack<Acc, Traits::kBatch> dz;
 #pragma unroll
   for (int b = 0; b < Traits::kBatch; ++b) {
-    dz.v[b] = b < p.batch ? activate_backward(widen(grad[b]), widen(output[b]), p.nonlinearity) : Acc(0);
+    dz.v[b] = b < p.batch ? p.derivative.dz(widen(grad[b]), widen(output[b])) : Acc(0);
   }
   return dz;
 }
@@ -284,7 +284,7 @@ cudaError_t launch_backward_gemv_of(const BackwardParams<T>& p, const BackwardPl
   q.grad_bias_copy = p.grad_bias_copy;
   q.batch = p.batch;
   q.hidden_size = p.weights.hidden_size;
-  q.nonlinearity = p.weights.nonlinearity;
+  q.derivative = Derivative<Accumulator<T>>(p.weights.nonlinearity);
   // The bias needs one block, even if it is the only gradient asked for.
   if (q.hh.strips + q.ih.strips == 0 && p.grad_bias) q.hh.strips = 1;
   return RNN_EXT_LAUNCH((backward_gemv<T, kBatch>), dim3(static_cast<unsigned>(plan.blocks)), dim3(Traits::kThreads),

@@ -17,7 +17,7 @@ struct TileTime {
 };
 TileTime tile_time(const BackwardTiledKernel& k, const BackwardTileShape& t, const BackwardCase& c, const Machine& m,
                    int64_t rows, int64_t columns, int64_t depth, int multiprocessors) {
-  const double size = bytes_of(c.dtype), sum_size = size < 8 ? 4 : 8;
+  const double size = bytes_of(c.dtype), sum_size = sum_bytes_of(c.dtype);
   const double rate = compute_flops(m, k.tensor_cores ? Math::kTensorCore : Math::kSimt, c.dtype) /
                       (k.tensor_cores || size > 4 ? 1 : simt_instructions(t.bm, t.bn, t.parts_m, t.parts_n));
   // A tile's rows and columns beyond the edge are multiplied, but not read.

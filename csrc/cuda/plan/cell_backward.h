@@ -77,7 +77,7 @@ struct BackwardTiledKernel {
   // Bytes of a mainloop's ring, of which dz has two slices where it is formed in registers, and of the sums that take
   // its place.
   constexpr size_t smem_bytes(const BackwardTileShape& t, Dtype dtype) const {
-    const size_t sum_bytes = dtype == Dtype::kDouble ? 8 : 4;
+    const size_t sum_bytes = sum_bytes_of(dtype);
     const size_t element = tensor_cores ? bytes_of(dtype) : sum_bytes, padding = tensor_cores ? 0 : 4;
     const size_t a = (t.bm + padding) * t.bk * element * (async && !fused ? t.stages : 2);
     const size_t b = (t.bn + padding) * t.bk * element * (async ? t.stages : 2);

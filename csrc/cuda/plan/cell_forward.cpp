@@ -34,7 +34,7 @@ double smem_traffic(const ForwardTiledKernel& k, Dtype dtype) {
   }
   // A warp has 4 by 8 threads' parts; the lanes that want the same word share one read.
   const double warps = double(k.bm) * k.bn / (32 * k.parts_m * k.parts_n);
-  return warps * (4 * k.parts_m + 8 * k.parts_n) * k.bk * (dtype == Dtype::kDouble ? 8 : 4);
+  return warps * (4 * k.parts_m + 8 * k.parts_n) * k.bk * sum_bytes_of(dtype);
 }
 
 double tiled_microseconds(const ForwardTiledKernel& k, const ForwardCase& c, const Device& d, int splits,
@@ -59,10 +59,10 @@ double tiled_microseconds(const ForwardTiledKernel& k, const ForwardCase& c, con
   const double trip = k.fill == Fill::kStaged ? kTripClocks / double(std::min<int64_t>(per_sm, resident)) : 0;
   double clocks = per_sm * block_slices * std::max({flops, smem, l2, trip});
   clocks = std::max(clocks, blocks * block_slices * (rows + columns) * k.bk * size / m.l2_total_bytes);
-  const double epilogue = 2.0 * k.bm * k.bn * (size < 8 ? 4 : 8) * k.groups / kSmemBytes;  // written and read back
+  const double epilogue = 2.0 * k.bm * k.bn * sum_bytes_of(c.dtype) * k.groups / kSmemBytes;  // written and read back
   clocks += per_sm * epilogue;
   double us = kRamp + rounds * (kLatency + kRound);
-  const double partial = rows * columns * (size < 8 ? 4 : 8);
+  const double partial = rows * columns * sum_bytes_of(c.dtype);
   if (reduction == Reduction::kCluster) {
     us += kClusterSync;
     clocks += per_sm * partial / kClusterBytes;
@@ -202,7 +202,7 @@ std::string why_only_forced_cublas(const ForwardCase& c, const Device& d) {
 ForwardPlan plan_cublas(const ForwardCase& c, const Device& d) {
   ForwardPlan plan;
   plan.family = ForwardPlan::Family::kCublas;
-  plan.workspace_bytes = (c.hx ? 2 : 1) * c.batch * c.hidden_size * (c.dtype == Dtype::kDouble ? 8 : 4);
+  plan.workspace_bytes = (c.hx ? 2 : 1) * c.batch * c.hidden_size * sum_bytes_of(c.dtype);
   plan.microseconds = cublas_microseconds(c, d);
   return plan;
 }
@@ -236,7 +236,7 @@ ForwardPlan plan_tiled(int index, const ForwardCase& c, const Device& d, int spl
   plan.blocks = tiles * splits;
   if (splits > 1) plan.reduction = workspace ? Reduction::kWorkspace : Reduction::kCluster;
   if (plan.reduction == Reduction::kWorkspace) {
-    plan.workspace_bytes = plan.blocks * k.bm * k.bn * (c.dtype == Dtype::kDouble ? 8 : 4);
+    plan.workspace_bytes = plan.blocks * k.bm * k.bn * sum_bytes_of(c.dtype);
   }
   plan.microseconds = tiled_microseconds(k, c, d, splits, plan.reduction);
   return plan;

@@ -31,7 +31,7 @@ struct ForwardTiledKernel {
   }
   // Bytes of the pipeline's ring and of the sums that take its place, as mainloop.cuh lays them out.
   constexpr size_t smem_bytes(Dtype dtype) const {
-    const size_t sum_bytes = dtype == Dtype::kDouble ? 8 : 4;
+    const size_t sum_bytes = sum_bytes_of(dtype);
     const size_t element = math == Math::kSimt ? sum_bytes : bytes_of(dtype);
     const size_t padding = math == Math::kSimt ? 8 : 0;
     const size_t ring = (bm + bn + padding) * bk * element * stages;

@@ -15,6 +15,9 @@ enum class Dtype : int { kFloat, kDouble, kHalf, kBFloat16 };
 
 constexpr int bytes_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : dtype == Dtype::kFloat ? 4 : 2; }
 
+// Of a sum: fp16 and bf16 are summed up in fp32.
+constexpr int sum_bytes_of(Dtype dtype) { return dtype == Dtype::kDouble ? 8 : 4; }
+
 // Whether a row of a table is marked for the dtype.
 constexpr bool is_marked(Dtype dtype, bool fp32, bool fp64, bool fp16, bool bf16) {
   return dtype == Dtype::kFloat ? fp32 : dtype == Dtype::kDouble ? fp64 : dtype == Dtype::kHalf ? fp16 : bf16;
