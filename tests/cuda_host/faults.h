@@ -13,12 +13,13 @@ namespace emu {
   fault(no_gemv_k_bound) \
   fault(no_gemv_barrier) \
   fault(no_wait_for_previous_launch) \
+  /* epilogue.cuh */ \
+  fault(no_output_column_bound) \
+  fault(misaligned_vector_store) \
   /* forward_tiled.cuh */ \
   fault(shared_memory_too_small) \
   fault(hx_forgotten) \
   fault(no_output_row_bound) \
-  fault(no_output_column_bound) \
-  fault(misaligned_vector_store) \
   fault(no_cluster_sync) \
   fault(no_cluster_exit_sync) \
   fault(counter_not_reset) \

@@ -1,7 +1,7 @@
 // The forward cell where cuBLAS multiplies: what is left to do with x Wᵀ and h Uᵀ, which stand in memory in the
 // accumulator's precision. output = f(x Wᵀ + h Uᵀ + b_ih + b_hh), a column a thread; bound by memory.
 #pragma once
-#include "cuda/blocks/math.cuh"
+#include "cuda/blocks/epilogue.cuh"
 #include "cuda/cell/forward.cuh"
 
 namespace rnn_ext::cuda {
@@ -24,13 +24,12 @@ __global__ void __launch_bounds__(kCublasThreads) forward_cublas(ForwardCublasPa
   using Acc = Accumulator<T>;
   const int64_t column = int64_t{blockIdx.x} * kCublasThreads + threadIdx.x;
   if (column >= p.hidden_size && !RNN_EXT_PLANTED(cublas_no_column_bound)) return;
-  const Acc b_ih = p.bias_ih != nullptr ? widen(p.bias_ih[column]) : Acc(0);
-  const Acc b_hh = p.bias_hh != nullptr ? widen(p.bias_hh[column]) : Acc(0);
+  const Epilogue<T, 1> epilogue(p.bias_ih, p.bias_hh, p.nonlinearity, column, 1);
 #pragma unroll kCublasRows
   for (int64_t row = blockIdx.y; row < p.batch; row += gridDim.y) {
     const int64_t i = row * p.hidden_size + column;
     const Acc z = p.products[0][i] + (p.products[1] != nullptr ? p.products[1][i] : Acc(0));
-    p.output[i] = activate<T>(z + b_ih + b_hh, p.nonlinearity);
+    p.output[i] = epilogue.output(z);
   }
 }
 

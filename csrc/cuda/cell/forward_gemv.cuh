@@ -10,6 +10,7 @@
 // Such a problem takes hardly longer than its launch. On sm_90 the launch overlaps the end of the kernel before it, and
 // in that time the first weights are fetched to L2; nothing is read before that kernel has ended.
 #pragma once
+#include "cuda/blocks/epilogue.cuh"
 #include "cuda/cell/forward.cuh"
 #include "cuda/ptx/ptx_sm90.cuh"
 
@@ -179,9 +180,8 @@ __global__ void __launch_bounds__(kForwardGemvWarps * 32, kBatch > 8 ? 1 : 2)
     if (n >= p.weights.hidden_size || batch >= p.batch) continue;
     Acc z = 0;
     for (int w = 0; w < warps_per_row; ++w) z += smem.sums[group * warps_per_row + w][e % G::kValues];
-    if (p.weights.bias_ih != nullptr) z += widen(p.weights.bias_ih[n]);
-    if (p.weights.bias_hh != nullptr) z += widen(p.weights.bias_hh[n]);
-    p.output[batch * p.weights.hidden_size + n] = activate<T>(z, p.weights.nonlinearity);
+    const Epilogue<T, 1> epilogue(p.weights.bias_ih, p.weights.bias_hh, p.weights.nonlinearity, n, 1);
+    p.output[batch * p.weights.hidden_size + n] = epilogue.output(z);
   }
 }
 

@@ -8,6 +8,7 @@
 #pragma once
 #include <utility>
 
+#include "cuda/blocks/epilogue.cuh"
 #include "cuda/blocks/mainloop.cuh"
 #include "cuda/cell/forward.cuh"
 #include "cuda/ptx/ptx_sm90.cuh"
@@ -52,29 +53,12 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPer
 
   // The epilogue: a thread has the same few columns in all of its rows.
   constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  using Output = Vector<T, 16>;
   const int column = Loop::template vector_column<kVector>();
   const int64_t n = tile.n + column;
   const int columns = static_cast<int>(max(min(p.hidden_size - n, int64_t{kVector}), int64_t{0}));
-  Acc bias[2][kVector];
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) {
-    bias[0][i] = p.bias_ih != nullptr && i < columns ? widen(p.bias_ih[n + i]) : Acc(0);
-    bias[1][i] = p.bias_hh != nullptr && i < columns ? widen(p.bias_hh[n + i]) : Acc(0);
-  }
+  const Epilogue<T, kVector> epilogue(p.bias_ih, p.bias_hh, p.nonlinearity, n, columns);
   const auto store = [&](int row, const Acc(&sums)[kVector]) {
-    Output values;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) values.v[i] = activate<T>(sums[i] + bias[0][i] + bias[1][i], p.nonlinearity);
-    T* const to = p.output + (tile.m + row) * p.hidden_size + n;
-    if (p.vector_stores || RNN_EXT_PLANTED(misaligned_vector_store)) {
-      if (columns > 0) store_vector(to, values);  // rows of whole vectors: all of it or nothing
-    } else {
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        if (i < columns || RNN_EXT_PLANTED(no_output_column_bound)) to[i] = values.v[i];
-      }
-    }
+    epilogue.store(p.output + (tile.m + row) * p.hidden_size + n, sums, p.vector_stores);
   };
   const int64_t rows_left = RNN_EXT_PLANTED(no_output_row_bound) ? Shape::BM : p.batch - tile.m;
   const int rows = static_cast<int>(min(rows_left, int64_t{Shape::BM}));

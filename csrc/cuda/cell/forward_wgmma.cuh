@@ -20,6 +20,7 @@
 #include <cfloat>
 
 #include "cell/params.h"
+#include "cuda/blocks/epilogue.cuh"
 #include "cuda/blocks/wgmma.cuh"
 
 namespace rnn_ext::cuda {
@@ -91,10 +92,8 @@ __device__ void fetch_bias(const ForwardWgmmaArguments<T>& p, ForwardWgmmaSmem<S
     for (int i = static_cast<int>(threadIdx.x) - 32; i < Shape::BN; i += Shape::kAssistants) {
       const int n = tile.n * Shape::BN + i;
       const bool is_inside = n < p.params.weights.hidden_size;
-      float b = 0.f;
-      if (p.params.weights.bias_ih && is_inside) b += widen(p.params.weights.bias_ih[n]);
-      if (p.params.weights.bias_hh && is_inside) b += widen(p.params.weights.bias_hh[n]);
-      smem.bias[at.stage][i] = b;
+      smem.bias[at.stage][i] =
+          bias_at(p.params.weights.bias_ih, n, is_inside) + bias_at(p.params.weights.bias_hh, n, is_inside);
     }
     ptx::mbarrier_arrive(&smem.bias_full[at.stage]);
   }
