@@ -32,11 +32,117 @@ struct ForwardTiledParams {
   uint32_t* counters;        // [tile], zero between launches
 };
 
+// The output's side of a tile: a thread has the same few columns in all of its rows.
+template <typename T, class Loop>
+struct ForwardTiledOutput {
+  using Acc = typename Loop::Acc;
+  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  using Sums = Acc[kVector];
+
+  const ForwardTiledParams<T>& p;
+  int64_t m, n;      // where the tile's rows and this thread's columns start
+  int rows, column;  // the rows inside the matrix; this thread's first column in the tile
+  Epilogue<T, kVector> epilogue;
+
+  __device__ __forceinline__ ForwardTiledOutput(const ForwardTiledParams<T>& p, const TileBounds& tile)
+      : p(p),
+        m(tile.m),
+        n(tile.n + Loop::template vector_column<kVector>()),
+        column(Loop::template vector_column<kVector>()),
+        epilogue(p.bias_ih, p.bias_hh, p.nonlinearity, n,
+                 static_cast<int>(max(min(p.hidden_size - n, int64_t{kVector}), int64_t{0}))) {
+    const int64_t rows_left = RNN_EXT_PLANTED(no_output_row_bound) ? Loop::Shape::BM : p.batch - m;
+    rows = static_cast<int>(min(rows_left, int64_t{Loop::Shape::BM}));
+  }
+
+  __device__ __forceinline__ void store(int row, const Sums& sums) const {
+    epilogue.store(p.output + (m + row) * p.hidden_size + n, sums, p.vector_stores);
+  }
+};
+
+// Where the block has all of K.
+template <typename T, class Loop>
+__device__ __forceinline__ void store_tile(const typename Loop::Smem& smem, const ForwardTiledOutput<T, Loop>& out) {
+  using Out = ForwardTiledOutput<T, Loop>;
+  Loop::template for_each_row<Out::kVector>(0, out.rows, [&](int row) {
+    typename Out::Sums sums = {};
+    Loop::add_sums(smem.sums, row, out.column, sums);
+    out.store(row, sums);
+  });
+}
+
+// Where the blocks of a cluster share K: each adds up and stores a part of the rows.
+template <typename T, class Loop>
+__device__ __forceinline__ void add_up_in_cluster(typename Loop::Smem& smem, const ForwardTiledOutput<T, Loop>& out,
+                                                  int split, int splits) {
+  using Out = ForwardTiledOutput<T, Loop>;
+  if constexpr (Loop::Shape::kGroups > 1) Loop::fold_groups(smem.sums, out.rows);
+  if (!RNN_EXT_PLANTED(no_cluster_sync)) ptx::cluster_sync();  // all blocks' sums are there
+  const int first_row = out.rows * split / splits, end_row = out.rows * (split + 1) / splits;
+  constexpr int kMostRows = Loop::Shape::BM / 2;  // of two blocks or more
+  typename Out::Sums sums[Loop::template kRowsOfThread<Out::kVector, kMostRows>] = {};
+  Loop::template for_each_row_by_number<Out::kVector, kMostRows>(first_row, end_row, [&](int i, int row) {
+#pragma unroll 4
+    for (int rank = 0; rank < splits; ++rank) Loop::add_cluster_sums(smem.sums, rank, row, out.column, sums[i]);
+  });
+  // No block exits while others read its sums. Relaxed would not do: the loads might still be under way. But nothing
+  // is stored yet whose way to memory a release would wait for.
+  if (!RNN_EXT_PLANTED(no_cluster_exit_sync)) ptx::cluster_arrive();
+  Loop::template for_each_row_by_number<Out::kVector, kMostRows>(first_row, end_row,
+                                                                 [&](int i, int row) { out.store(row, sums[i]); });
+  if (!RNN_EXT_PLANTED(no_cluster_exit_sync)) ptx::cluster_wait();
+}
+
+// Where blocks share K through global memory, at `partials`, of [split][BM][BN]: the last one to count adds up.
+template <typename T, class Loop>
+__device__ __forceinline__ void add_up_in_workspace(const typename Loop::Smem& smem,
+                                                    const ForwardTiledOutput<T, Loop>& out, unsigned split, int splits,
+                                                    typename Loop::Acc* partials, uint32_t* counter) {
+  using Out = ForwardTiledOutput<T, Loop>;
+  using Shape = typename Loop::Shape;
+  using Partial = Vector<typename Loop::Acc, 16>;
+  static_assert(Out::kVector % Partial::kSize == 0);
+  const auto partial = [&](unsigned s, int row) {
+    return partials + (int64_t{s} * Shape::BM + row) * Shape::BN + out.column;
+  };
+  Loop::template for_each_row<Out::kVector>(0, out.rows, [&](int row) {
+    typename Out::Sums sums = {};
+    Loop::add_sums(smem.sums, row, out.column, sums);
+#pragma unroll
+    for (int i = 0; i < Out::kVector; i += Partial::kSize) {
+      Partial v;
+#pragma unroll
+      for (int j = 0; j < Partial::kSize; ++j) v.v[j] = sums[i + j];
+      store_vector(partial(split, row) + i, v);
+    }
+  });
+  __syncthreads();  // the block's sums are on their way before it is counted
+  bool last = false;
+  if (threadIdx.x == 0) {
+    const uint32_t limit = static_cast<uint32_t>(splits) - !RNN_EXT_PLANTED(counter_not_reset);
+    last = ptx::atomic_inc_acq_rel(counter, limit) == static_cast<uint32_t>(splits) - 1;
+  }
+  if (!__syncthreads_or(last) && !RNN_EXT_PLANTED(every_block_adds_up)) return;
+  Loop::template for_each_row<Out::kVector>(0, out.rows, [&](int row) {
+    typename Out::Sums sums = {};
+#pragma unroll 4
+    for (int s = 0; s < splits; ++s) {
+      const typename Loop::Acc* const from = partial(static_cast<unsigned>(s), row);
+#pragma unroll
+      for (int i = 0; i < Out::kVector; i += Partial::kSize) {
+        const Partial v = *reinterpret_cast<const Partial*>(from + i);
+#pragma unroll
+        for (int j = 0; j < Partial::kSize; ++j) sums[i + j] += v.v[j];
+      }
+    }
+    out.store(row, sums);
+  });
+}
+
 template <typename T, class Loop>
 __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPerSm)
     forward_tiled(ForwardTiledParams<T> p) {
   using Shape = typename Loop::Shape;
-  using Acc = typename Loop::Acc;
   using Smem = typename Loop::Smem;
   static_assert(sizeof(Smem) <= 99 * 1024, "fits sm_86, which has the least of sm_80 and later");
   RNN_EXT_SMEM(Smem, smem);
@@ -51,79 +157,15 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPer
   const auto first_slice = [&](unsigned s) { return static_cast<int>(int64_t{slices} * s / p.splits); };
   Loop::run(smem, engine, p.input, p.hx, tile, first_slice(split), first_slice(split + 1));
 
-  // The epilogue: a thread has the same few columns in all of its rows.
-  constexpr int kVector = 16 / static_cast<int>(sizeof(T));
-  const int column = Loop::template vector_column<kVector>();
-  const int64_t n = tile.n + column;
-  const int columns = static_cast<int>(max(min(p.hidden_size - n, int64_t{kVector}), int64_t{0}));
-  const Epilogue<T, kVector> epilogue(p.bias_ih, p.bias_hh, p.nonlinearity, n, columns);
-  const auto store = [&](int row, const Acc(&sums)[kVector]) {
-    epilogue.store(p.output + (tile.m + row) * p.hidden_size + n, sums, p.vector_stores);
-  };
-  const int64_t rows_left = RNN_EXT_PLANTED(no_output_row_bound) ? Shape::BM : p.batch - tile.m;
-  const int rows = static_cast<int>(min(rows_left, int64_t{Shape::BM}));
-
+  const ForwardTiledOutput<T, Loop> out(p, tile);
   Loop::put_sums(smem, engine);
   if (p.splits == 1) {
-    Loop::template for_each_row<kVector>(0, rows, [&](int row) {
-      Acc sums[kVector] = {};
-      Loop::add_sums(smem.sums, row, column, sums);
-      store(row, sums);
-    });
+    store_tile(smem, out);
   } else if (p.cluster) {
-    if constexpr (Shape::kGroups > 1) Loop::fold_groups(smem.sums, rows);
-    if (!RNN_EXT_PLANTED(no_cluster_sync)) ptx::cluster_sync();  // all blocks' sums are there
-    const int first_row = rows * static_cast<int>(split) / p.splits,
-              end_row = rows * static_cast<int>(split + 1) / p.splits;
-    constexpr int kMostRows = Shape::BM / 2;  // of two blocks or more
-    Acc sums[Loop::template kRowsOfThread<kVector, kMostRows>][kVector] = {};
-    Loop::template for_each_row_by_number<kVector, kMostRows>(first_row, end_row, [&](int i, int row) {
-#pragma unroll 4
-      for (int rank = 0; rank < p.splits; ++rank) Loop::add_cluster_sums(smem.sums, rank, row, column, sums[i]);
-    });
-    // No block exits while others read its sums. Relaxed would not do: the loads might still be under way. But nothing
-    // is stored yet whose way to memory a release would wait for.
-    if (!RNN_EXT_PLANTED(no_cluster_exit_sync)) ptx::cluster_arrive();
-    Loop::template for_each_row_by_number<kVector, kMostRows>(first_row, end_row,
-                                                              [&](int i, int row) { store(row, sums[i]); });
-    if (!RNN_EXT_PLANTED(no_cluster_exit_sync)) ptx::cluster_wait();
+    add_up_in_cluster(smem, out, static_cast<int>(split), p.splits);
   } else {
-    using Partial = Vector<Acc, 16>;
-    static_assert(kVector % Partial::kSize == 0);
-    Acc* const partials = p.partials + int64_t{tile_index} * p.splits * (Shape::BM * Shape::BN) + column;
-    const auto partial = [&](unsigned s, int row) { return partials + (int64_t{s} * Shape::BM + row) * Shape::BN; };
-    Loop::template for_each_row<kVector>(0, rows, [&](int row) {
-      Acc sums[kVector] = {};
-      Loop::add_sums(smem.sums, row, column, sums);
-#pragma unroll
-      for (int i = 0; i < kVector; i += Partial::kSize) {
-        Partial v;
-#pragma unroll
-        for (int j = 0; j < Partial::kSize; ++j) v.v[j] = sums[i + j];
-        store_vector(partial(split, row) + i, v);
-      }
-    });
-    __syncthreads();  // the block's sums are on their way before it is counted
-    bool last = false;
-    if (threadIdx.x == 0) {
-      const uint32_t limit = static_cast<uint32_t>(p.splits) - !RNN_EXT_PLANTED(counter_not_reset);
-      last = ptx::atomic_inc_acq_rel(&p.counters[tile_index], limit) == static_cast<uint32_t>(p.splits) - 1;
-    }
-    if (!__syncthreads_or(last) && !RNN_EXT_PLANTED(every_block_adds_up)) return;
-    Loop::template for_each_row<kVector>(0, rows, [&](int row) {
-      Acc sums[kVector] = {};
-#pragma unroll 4
-      for (int s = 0; s < p.splits; ++s) {
-        const Acc* const from = partial(static_cast<unsigned>(s), row);
-#pragma unroll
-        for (int i = 0; i < kVector; i += Partial::kSize) {
-          const Partial v = *reinterpret_cast<const Partial*>(from + i);
-#pragma unroll
-          for (int j = 0; j < Partial::kSize; ++j) sums[i + j] += v.v[j];
-        }
-      }
-      store(row, sums);
-    });
+    add_up_in_workspace(smem, out, split, p.splits,
+                        p.partials + int64_t{tile_index} * p.splits * (Shape::BM * Shape::BN), &p.counters[tile_index]);
   }
 }
 
