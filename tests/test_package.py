@@ -263,7 +263,7 @@ def test_the_forced_kernels_are_the_ones_that_run(explain):
         ("64 64 64 float32", "wgmma_128x64", "it is not compiled for this dtype"),
         ("64 64 64 float16 b200", "wgmma_128x64", "it is not for compute capability 10.0"),
         ("64 64 64 float32", "cublas:2", "cublas does not split K over blocks"),
-        ("64 64 64 float32", "cublas", "there is no such kernel; there are gemv, "),
+        ("64 64 64 float32", "cudnn", "there is no such kernel; there are gemv, "),
     ],
 )
 def test_a_forward_kernel_that_cannot_take_the_case_is_refused(explain, case, kernel, message):

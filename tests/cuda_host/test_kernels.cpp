@@ -561,8 +561,7 @@ void test_all_backward(size_t index) {
   }
 }
 
-// ---- each kernel of cell_forward.h by its name
-// --------------------------------------------------------------------------
+// ---- each kernel of cell_forward.h by its name ----------------------------------------------------------------------
 
 template <typename T>
 void test_forced(const Case& c, const std::string& forced, int compute_capability, bool tf32 = false) {

@@ -1,7 +1,5 @@
 #include "cuda/plan/cell_backward.h"
 
-#include <stdexcept>
-
 #include "cuda/plan/machine.h"
 
 namespace rnn_ext::cuda {
@@ -164,7 +162,7 @@ std::string why_not_tiled(const BackwardTiledKernel& k, const BackwardCase& c, c
 }
 
 std::string why_not_wgmma(const BackwardWgmmaKernel& k, const BackwardCase& c, const Device& d) {
-  if (bytes_of(c.dtype) != 2) return "it is not compiled for this dtype";
+  if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
   if (const std::string why = why_no_wgmma(d, c.tensor_maps); !why.empty()) return why;
   const WgmmaTiles tiles(k, c);
   return tiles.data + tiles.weight <= INT32_MAX / 2 ? "" : "there are more tiles than it counts";
@@ -172,33 +170,14 @@ std::string why_not_wgmma(const BackwardWgmmaKernel& k, const BackwardCase& c, c
 
 // All that could run, or, with why_not filled in, could not.
 std::vector<Candidate<BackwardPlan>> candidates(const BackwardCase& c, const Device& d) {
-  std::vector<Candidate<BackwardPlan>> all = {{plan_gemv(c, d), why_not_gemv(c)}};
+  std::vector<Candidate<BackwardPlan>> all = {{plan_gemv(c, d), why_not_gemv(c), ""}};
   for (int i = 0; i < kNumBackwardTiled; ++i) {
-    all.push_back({plan_tiled(i, c, d), why_not_tiled(kBackwardTiled[i], c, d)});
+    all.push_back({plan_tiled(i, c, d), why_not_tiled(kBackwardTiled[i], c, d), ""});
   }
   for (int i = 0; i < kNumBackwardWgmma; ++i) {
-    all.push_back({plan_wgmma(i, c, d), why_not_wgmma(kBackwardWgmma[i], c, d)});
+    all.push_back({plan_wgmma(i, c, d), why_not_wgmma(kBackwardWgmma[i], c, d), ""});
   }
   return all;
-}
-
-bool has_dtype(const BackwardPlan& plan, Dtype dtype) {
-  if (plan.family == BackwardPlan::Family::kTiled) return kBackwardTiled[plan.kernel].takes(dtype);
-  return plan.family == BackwardPlan::Family::kGemv || bytes_of(dtype) == 2;
-}
-
-BackwardPlan plan_forced(const BackwardCase& c, const Device& d, const std::string& name) {
-  std::string why, names;
-  for (const Candidate<BackwardPlan>& candidate : candidates(c, d)) {
-    const std::string its_name = candidate.plan.name();
-    if (names.find(its_name) == std::string::npos) names += (names.empty() ? "" : ", ") + its_name;
-    if (its_name != name) continue;
-    if (candidate.why_not.empty()) return candidate.plan;
-    // Of the rows with this name, the reason that counts is that of the one for this dtype.
-    if (why.empty() || has_dtype(candidate.plan, c.dtype)) why = candidate.why_not;
-  }
-  throw std::invalid_argument("RNN_EXT_BACKWARD_KERNEL=" + name + ": " +
-                              (why.empty() ? "there is no such kernel; there are " + names : why));
 }
 
 std::string describe(const BackwardPlan& plan) {
@@ -222,16 +201,12 @@ std::string describe(const BackwardPlan& plan) {
 }  // namespace
 
 BackwardPlan plan_backward(const BackwardCase& c, const Device& device, const char* forced) {
-  if (forced != nullptr && *forced != '\0') return plan_forced(c, device, forced);
   const std::vector<Candidate<BackwardPlan>> all = candidates(c, device);
-  return *best_of(all);
+  if (forced == nullptr || *forced == '\0') return *best_of(all);
+  return forced_of(all, forced, std::string("RNN_EXT_BACKWARD_KERNEL=") + forced, c.dtype, device);
 }
 
 std::string explain_backward(const BackwardCase& c, const Device& device, const char* forced) {
-  std::vector<Candidate<BackwardPlan>> all = candidates(c, device);
-  all.erase(std::remove_if(all.begin(), all.end(),
-                           [&](const Candidate<BackwardPlan>& a) { return !has_dtype(a.plan, c.dtype); }),
-            all.end());
   const double batch = double(c.batch), H = double(c.hidden_size), I = double(c.input_size);
   const double data = (c.grad_input ? I : 0) + (c.grad_hx ? H : 0);
   const double weight = (c.grad_weight_ih ? I : 0) + (c.grad_weight_hh ? H : 0);
@@ -239,7 +214,7 @@ std::string explain_backward(const BackwardCase& c, const Device& device, const 
   // The operands and results of both products; dh' and h'.
   const double bytes = bytes_of(c.dtype) * ((H + batch) * (data + weight) + 2 * batch * H);
   return report("backward", flops, bytes, device, plan_backward(c, device, forced),
-                forced != nullptr && *forced != '\0', std::move(all), describe);
+                forced != nullptr && *forced != '\0', of_dtype(candidates(c, device), c.dtype), describe);
 }
 
 }  // namespace rnn_ext::cuda

@@ -123,6 +123,7 @@ struct BackwardWgmmaKernel {
   int cluster;  // blocks that share the wider operand
 
   static constexpr int bm = 128;
+  constexpr bool takes(Dtype dtype) const { return bytes_of(dtype) == 2; }
 };
 constexpr BackwardWgmmaKernel kBackwardWgmma[] = {{"wgmma_128x256", 256, 2}, {"wgmma_128x128", 128, 1}};
 constexpr int kNumBackwardWgmma = static_cast<int>(sizeof(kBackwardWgmma) / sizeof(kBackwardWgmma[0]));
@@ -167,6 +168,11 @@ struct BackwardPlan {
   int64_t workspace_bytes = 0;
   double microseconds = 0;  // what the model predicts
 
+  bool takes(Dtype dtype) const {  // whether it is compiled for it
+    return family == Family::kTiled   ? kBackwardTiled[kernel].takes(dtype)
+           : family == Family::kWgmma ? kBackwardWgmma[kernel].takes(dtype)
+                                      : true;
+  }
   int launches() const { return workspace_bytes > 0 ? 2 : 1; }
   const char* name() const {
     return family == Family::kGemv    ? "gemv"

@@ -271,85 +271,64 @@ std::string why_not_split(const ForwardPlan& plan, const ForwardCase& c, const D
   return "";
 }
 
-// All that could run, or, with why_not filled in, that have this dtype and could not.
-std::vector<Candidate<ForwardPlan>> candidates(const ForwardCase& c, const Device& d) {
-  std::vector<Candidate<ForwardPlan>> all = {{plan_gemv(c, d), why_not_gemv(c)}};
+// How many blocks may share K, and whether they must do it through global memory.
+struct Splits {
+  std::vector<int> ways = {1, 2, 4, kMaxSplits};
+  bool workspace = false;
+};
+
+// All kernels with what they can't do. Of the ways to split K, after the first only those that may run.
+std::vector<Candidate<ForwardPlan>> candidates(const ForwardCase& c, const Device& d, const Splits& asked) {
+  std::vector<Candidate<ForwardPlan>> all;
+  const auto add = [&](const ForwardPlan& plan, int splits, const std::string& why_not,
+                       const std::string& why_only_forced) {
+    const bool may_run = why_not.empty() && why_only_forced.empty();
+    if (may_run || splits == asked.ways.front()) all.push_back({plan, why_not, why_only_forced});
+  };
+  const auto or_else = [](const std::string& why, const std::string& other) { return why.empty() ? other : why; };
+  const auto no_split = [](const char* name, int splits) {
+    return splits > 1 ? std::string(name) + " does not split K over blocks" : "";
+  };
+  for (const int splits : asked.ways) {
+    add(plan_gemv(c, d), splits, or_else(no_split("gemv", splits), why_not_gemv(c)), "");
+  }
   for (int i = 0; i < kNumForwardTiled; ++i) {
-    if (!kForwardTiled[i].takes(c.dtype)) continue;
-    if (const std::string why = why_not_tiled(kForwardTiled[i], c, d); !why.empty()) {
-      all.push_back({plan_tiled(i, c, d, 1, false), why});
-      continue;
-    }
-    for (int splits = 1; splits <= kMaxSplits; splits *= 2) {
+    for (const int splits : asked.ways) {
       // Through global memory only where there are no clusters, which are faster.
-      const ForwardPlan plan = plan_tiled(i, c, d, splits, d.compute_capability < 90);
-      const std::string why = why_not_split(plan, c, d);
-      if (splits == 1 || why.empty()) all.push_back({plan, why});
+      const ForwardPlan plan = plan_tiled(i, c, d, splits, asked.workspace || d.compute_capability < 90);
+      add(plan, splits, or_else(why_not_tiled(kForwardTiled[i], c, d), why_not_split(plan, c, d)), "");
     }
   }
   for (int i = 0; i < kNumForwardWgmma; ++i) {
-    if (!kForwardWgmma[i].takes(c.dtype)) continue;
-    const std::string why = why_not_wgmma(kForwardWgmma[i], c, d);
-    all.push_back({plan_wgmma(i, c, d, 1), why.empty() ? why_only_forced(kForwardWgmma[i], c) : why});
-    for (int splits = 2; splits <= kForwardWgmma[i].most_splits; splits *= 2) {
-      const ForwardPlan plan = plan_wgmma(i, c, d, splits);  // only to fill multiprocessors that have no tile
-      const bool fits = plan.blocks <= d.multiprocessors && why_not_split(kForwardWgmma[i], c, splits).empty();
-      if (why.empty() && fits) all.push_back({plan, ""});
+    const ForwardWgmmaKernel& k = kForwardWgmma[i];
+    const std::string no_workspace =
+        asked.workspace ? std::string(k.name) + " splits K over the blocks of a cluster alone" : "";
+    for (const int splits : asked.ways) {
+      const ForwardPlan plan = plan_wgmma(i, c, d, splits);
+      const std::string why_not = or_else(no_workspace, or_else(why_not_split(k, c, splits), why_not_wgmma(k, c, d)));
+      const bool fills = splits > 1 && plan.blocks > d.multiprocessors;
+      add(plan, splits, why_not, fills ? "without it there are tiles for all multiprocessors" : why_only_forced(k, c));
     }
   }
-  all.push_back({plan_cublas(c, d), why_only_forced_cublas(c, d)});
+  for (const int splits : asked.ways) {
+    add(plan_cublas(c, d), splits, no_split("cublas", splits), why_only_forced_cublas(c, d));
+  }
   return all;
 }
 
-ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const char* forced) {
-  const std::string text = forced, name = text.substr(0, text.find(':'));
-  const auto fail = [&](const std::string& why) { throw std::invalid_argument("RNN_EXT_KERNEL=" + text + ": " + why); };
-  int splits = 1;
-  bool workspace = false;
+ForwardPlan plan_forced(const ForwardCase& c, const Device& d, const std::string& text) {
+  const std::string name = text.substr(0, text.find(':')), what = "RNN_EXT_KERNEL=" + text;
+  Splits asked = {{1}};
   if (name.size() < text.size()) {
     char* end = nullptr;
-    splits = static_cast<int>(std::strtol(text.c_str() + name.size() + 1, &end, 10));
-    workspace = std::strcmp(end, ":workspace") == 0;
-    if (splits < 1 || (*end != '\0' && !workspace)) fail("expected NAME, NAME:SPLITS or NAME:SPLITS:workspace");
-  }
-  if (name == "gemv") {
-    if (splits > 1) fail("gemv does not split K over blocks");
-    if (const std::string why = why_not_gemv(c); !why.empty()) fail(why);
-    return plan_gemv(c, d);
-  }
-  if (name == "cublas") {
-    if (splits > 1) fail("cublas does not split K over blocks");
-    return plan_cublas(c, d);
-  }
-  for (int i = 0; i < kNumForwardWgmma; ++i) {
-    if (name != kForwardWgmma[i].name) continue;
-    if (workspace) fail(name + " splits K over the blocks of a cluster alone");
-    if (const std::string why = why_not_split(kForwardWgmma[i], c, splits); !why.empty()) fail(why);
-    if (const std::string why = why_not_wgmma(kForwardWgmma[i], c, d); !why.empty()) fail(why);
-    return plan_wgmma(i, c, d, splits);
-  }
-  std::string why;
-  for (int i = 0; i < kNumForwardTiled; ++i) {
-    if (name != kForwardTiled[i].name) continue;
-    const std::string reason = why_not_tiled(kForwardTiled[i], c, d);
-    // Of the rows with this name, the reason that counts is that of the one for this dtype.
-    if (why.empty() || kForwardTiled[i].takes(c.dtype)) why = reason;
-    if (!reason.empty()) continue;
-    const ForwardPlan plan = plan_tiled(i, c, d, splits, workspace || d.compute_capability < 90);
-    if (const std::string split = why_not_split(plan, c, d); !split.empty()) fail(split);
-    return plan;
-  }
-  if (why.empty()) {
-    std::string names = "gemv";
-    for (const ForwardTiledKernel& k : kForwardTiled) {
-      if (names.find(k.name) == std::string::npos) names += std::string(", ") + k.name;
+    const long splits = std::strtol(text.c_str() + name.size() + 1, &end, 10);
+    asked.workspace = std::strcmp(end, ":workspace") == 0;
+    if (splits < 1 || splits > INT16_MAX || (*end != '\0' && !asked.workspace)) {
+      throw std::invalid_argument(what + ": expected NAME, NAME:SPLITS or NAME:SPLITS:workspace");
     }
-    for (const ForwardWgmmaKernel& k : kForwardWgmma) names += std::string(", ") + k.name;
-    names += ", cublas";
-    fail("there is no such kernel; there are " + names);
+    asked.ways = {static_cast<int>(splits)};
   }
-  fail(why);
-  return {};
+  return forced_of(candidates(c, d, asked), name, what, c.dtype, d);
 }
 
 const char* name_of(Reduction r) {
@@ -389,7 +368,7 @@ bool allows_split_tf32(const char* variable) {
 
 ForwardPlan plan_forward(const ForwardCase& c, const Device& device, const char* forced) {
   if (forced != nullptr && *forced != '\0') return plan_forced(c, device, forced);
-  const std::vector<Candidate<ForwardPlan>> all = candidates(c, device);
+  const std::vector<Candidate<ForwardPlan>> all = candidates(c, device, {});
   const ForwardPlan* const best = best_of(all);
   if (best == nullptr)
     throw std::invalid_argument("rnn_cell: the batch or hidden size needs more blocks than a grid has");
@@ -401,7 +380,8 @@ std::string explain_forward(const ForwardCase& c, const Device& device, const ch
   const double flops = 2.0 * double(c.batch) * double(c.hidden_size) * depth;
   const double bytes = bytes_of(c.dtype) * (depth * double(c.hidden_size + c.batch) + double(c.batch * c.hidden_size));
   return report("forward", flops, bytes, device, plan_forward(c, device, forced), forced != nullptr && *forced != '\0',
-                candidates(c, device), [&](const ForwardPlan& plan) { return describe(plan, c); });
+                of_dtype(candidates(c, device, {}), c.dtype),
+                [&](const ForwardPlan& plan) { return describe(plan, c); });
 }
 
 }  // namespace rnn_ext::cuda

@@ -158,6 +158,11 @@ struct ForwardPlan {
                                 // it h Uᵀ, unless hx is absent, in fp32 (fp64)
   double microseconds = 0;      // what the model predicts
 
+  bool takes(Dtype dtype) const {  // whether it is compiled for it
+    return family == Family::kTiled   ? kForwardTiled[kernel].takes(dtype)
+           : family == Family::kWgmma ? kForwardWgmma[kernel].takes(dtype)
+                                      : true;
+  }
   const char* name() const {
     return family == Family::kGemv     ? "gemv"
            : family == Family::kCublas ? "cublas"

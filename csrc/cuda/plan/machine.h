@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -81,23 +82,51 @@ inline std::string why_no_wgmma(const Device& d, bool tensor_maps) {
   return "";
 }
 
-// `why_not`: why it can't run, or must not; empty if it can.
 template <typename Plan>
 struct Candidate {
   Plan plan;
-  std::string why_not;
+  std::string why_not;          // it can't run; empty if it can
+  std::string why_only_forced;  // it is left to the user to ask for it; empty if it isn't
+
+  std::string why() const { return why_not.empty() ? why_only_forced : why_not; }
 };
 
-// The fastest of those that can run; null if none can.
+// The fastest of those that may run; null if none may.
 template <typename Plan>
 const Plan* best_of(const std::vector<Candidate<Plan>>& all) {
   const Plan* best = nullptr;
   for (const Candidate<Plan>& candidate : all) {
-    if (candidate.why_not.empty() && (best == nullptr || candidate.plan.microseconds < best->microseconds)) {
+    if (candidate.why().empty() && (best == nullptr || candidate.plan.microseconds < best->microseconds)) {
       best = &candidate.plan;
     }
   }
   return best;
+}
+
+// The first of that name that can run, or else a std::invalid_argument with the reason, of several rows with that name
+// of the one that comes nearest; `what` is what the user has set.
+template <typename Plan>
+Plan forced_of(const std::vector<Candidate<Plan>>& all, const std::string& name, const std::string& what, Dtype dtype,
+               const Device& device) {
+  std::string why, names;
+  int nearest = 0;
+  for (const Candidate<Plan>& candidate : all) {
+    const std::string its_name = candidate.plan.name();
+    if (names.find(its_name) == std::string::npos) names += (names.empty() ? "" : ", ") + its_name;
+    if (its_name != name) continue;
+    if (candidate.why_not.empty()) return candidate.plan;
+    const int near = !candidate.plan.takes(dtype) ? 1 : candidate.why_not == not_for(device.compute_capability) ? 2 : 3;
+    if (near > nearest) nearest = near, why = candidate.why_not;
+  }
+  throw std::invalid_argument(what + ": " + (why.empty() ? "there is no such kernel; there are " + names : why));
+}
+
+// Without those that are not compiled for the dtype, which need not be told.
+template <typename Plan>
+std::vector<Candidate<Plan>> of_dtype(std::vector<Candidate<Plan>> all, Dtype dtype) {
+  const auto other = [&](const Candidate<Plan>& candidate) { return !candidate.plan.takes(dtype); };
+  all.erase(std::remove_if(all.begin(), all.end(), other), all.end());
+  return all;
 }
 
 // What runs, and all candidates, the fastest first, for people. describe(plan) says more of a plan than its name.
@@ -105,7 +134,7 @@ template <typename Plan, typename Describe>
 std::string report(const char* direction, double flops, double bytes, const Device& device, const Plan& chosen,
                    bool forced, std::vector<Candidate<Plan>> all, Describe describe) {
   std::stable_sort(all.begin(), all.end(), [](const Candidate<Plan>& a, const Candidate<Plan>& b) {
-    return a.why_not.empty() != b.why_not.empty() ? a.why_not.empty() : a.plan.microseconds < b.plan.microseconds;
+    return a.why().empty() != b.why().empty() ? a.why().empty() : a.plan.microseconds < b.plan.microseconds;
   });
   char line[300];
   const auto named = [](const Plan& plan, const std::string& text) {
@@ -121,11 +150,11 @@ std::string report(const char* direction, double flops, double bytes, const Devi
                 named(chosen, describe(chosen)).c_str());
   std::string text = line;
   for (const Candidate<Plan>& candidate : all) {
-    if (candidate.why_not.empty()) {
+    if (candidate.why().empty()) {
       std::snprintf(line, sizeof line, "%8.2f  %s\n", candidate.plan.microseconds,
                     named(candidate.plan, describe(candidate.plan)).c_str());
     } else {
-      std::snprintf(line, sizeof line, "       -  %s\n", named(candidate.plan, candidate.why_not).c_str());
+      std::snprintf(line, sizeof line, "       -  %s\n", named(candidate.plan, candidate.why()).c_str());
     }
     text += line;
   }
