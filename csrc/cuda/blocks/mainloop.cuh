@@ -56,66 +56,31 @@ struct Mainloop {
   // How many slices the segments have.
   static __host__ __device__ int slices(int64_t depth) { return static_cast<int>(ceil_div(depth, Shape::BK)); }
 
-  // Multiplies slices [begin, end) of the two segments into the engine's accumulators. With RowSums::kOfA, thread
-  // r < BM also adds up row r of A, unless sums_rows is false. Shared memory is free for other use after the caller's
-  // next barrier.
-  template <RowSums kRowSums = RowSums::kNone, int kSegments = 2>
-  static __device__ __forceinline__ void run(Smem& smem, Engine& engine, const Operands& first,
-                                             [[maybe_unused]] const Operands& second, const TileBounds& tile, int begin,
-                                             int end, [[maybe_unused]] Acc* row_sum = nullptr,
-                                             [[maybe_unused]] bool sums_rows = true) {
-    static_assert(kRowSums == RowSums::kNone || Shape::kThreads >= Shape::BM, "one thread a row");
-    StagedCopy<LayoutA, SourceA, Shape::kThreads> staged_a;
-    StagedCopy<LayoutB, SourceB, Shape::kThreads> staged_b;
-    const int first_slices = slices(first.depth);
-    const auto with_slice = [&](int index, auto&& use) {
-      if constexpr (kSegments == 2) {
-        const bool in_first = index < first_slices;
-        const int64_t k = int64_t{in_first ? index : index - first_slices} * Shape::BK;
-        const Operands operands = in_first ? first : second;
-        use(operands, k);
-      } else {
-        use(first, int64_t{index} * Shape::BK);
-      }
-    };
-    const auto start = [&](int index, int stage) {
-      with_slice(index, [&](const Operands& s, int64_t k) {
-        if constexpr (kAsyncA) {
-          AsyncCopy<LayoutA, SourceA, Shape::kThreads>::start(smem.ring.a[stage], s.a, tile.m, tile.m_end, k, s.depth);
-        }
-        if constexpr (kAsyncB) {
-          AsyncCopy<LayoutB, SourceB, Shape::kThreads>::start(smem.ring.b[stage], s.b, tile.n, tile.n_end, k, s.depth);
-        }
-      });
-    };
-    const auto load = [&](int index) {
-      with_slice(index, [&](const Operands& s, int64_t k) {
-        if constexpr (!kAsyncA) staged_a.load(s.a, tile.m, tile.m_end, k, s.depth);
-        if constexpr (!kAsyncB) staged_b.load(s.b, tile.n, tile.n_end, k, s.depth);
-      });
-    };
-    const auto store = [&](int index, int stage) {
-      with_slice(index, [&](const Operands& s, int64_t) {
-        if constexpr (!kAsyncA) staged_a.store(smem.ring.a[stage], s.a);
-        if constexpr (!kAsyncB) staged_b.store(smem.ring.b[stage], s.b);
-      });
-    };
+  // The slices [begin, end) of the segments on their way through the ring. Those that come by cp.async are kAhead
+  // slices ahead; of what comes through registers, the next slice waits there, and shared memory has two places for it.
+  template <int kSegments>
+  class Pipeline {
+   public:
+    __device__ __forceinline__ Pipeline(Ring& ring, const Operands& first, const Operands& second,
+                                        const TileBounds& tile, int begin, int end)
+        : ring_(ring), first_(first), second_(second), tile_(tile), begin_(begin), end_(end) {}
 
-    if (begin >= end) return;
-    if constexpr (kAsyncA || kAsyncB) {
+    __device__ __forceinline__ void prologue() {
+      if constexpr (kAsyncA || kAsyncB) {
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) {
-        if (begin + i < end) start(begin + i, i);
-        ptx::cp_async_commit();
+        for (int i = 0; i < kAhead; ++i) {
+          if (begin_ + i < end_) start(begin_ + i, i);
+          ptx::cp_async_commit();
+        }
+      }
+      if constexpr (!kAsyncA || !kAsyncB) {
+        load(begin_);
+        store(begin_, 0);
       }
     }
-    if constexpr (!kAsyncA || !kAsyncB) {
-      load(begin);
-      store(begin, 0);
-    }
-    int stage = 0, next_stage = kAhead;  // of the asynchronous ring; registers alternate between two stages
-    for (int i = begin; i < end; ++i) {
-      const int staged = (i - begin) % 2;
+
+    // Slice i is there for all, and all are done with slice i - 1, whose place slice i + kAhead takes.
+    __device__ __forceinline__ void wait() {
       if constexpr (kAsyncA || kAsyncB) {
         if (RNN_EXT_PLANTED(missed_cp_async_wait)) {
           ptx::cp_async_wait<kAhead>();
@@ -123,21 +88,105 @@ struct Mainloop {
           ptx::cp_async_wait<kAhead - 1>();
         }
       }
-      // Slice i is there for all, and all are done with slice i - 1, whose place slice i + kAhead takes.
       if (!RNN_EXT_PLANTED(no_stage_barrier)) __syncthreads();
+    }
+
+    // Before slice i is multiplied: starts what comes after it.
+    __device__ __forceinline__ void refill(int i) {
       if constexpr (kAsyncA || kAsyncB) {
-        if (i + kAhead < end) start(i + kAhead, next_stage);
+        if (i + kAhead < end_) start(i + kAhead, next_stage_);
         ptx::cp_async_commit();
       }
       if constexpr (!kAsyncA || !kAsyncB) {
-        if (i + 1 < end) load(i + 1);
+        if (i + 1 < end_) load(i + 1);
       }
-      const int read = RNN_EXT_PLANTED(wrong_stage) ? next_stage : stage;
-      const auto* a = smem.ring.a[kAsyncA ? read : staged];
-      const auto* b = smem.ring.b[kAsyncB ? read : staged];
+    }
+
+    __device__ __forceinline__ const typename LayoutA::Element* a(int i) const {
+      return ring_.a[kAsyncA ? read_stage() : staged(i)];
+    }
+    __device__ __forceinline__ const typename LayoutB::Element* b(int i) const {
+      return ring_.b[kAsyncB ? read_stage() : staged(i)];
+    }
+
+    // After it has been multiplied: what waits in registers goes to shared memory.
+    __device__ __forceinline__ void advance(int i) {
+      if constexpr (!kAsyncA || !kAsyncB) {
+        if (i + 1 < end_) store(i + 1, staged(i) ^ 1);
+      }
+      stage_ = stage_ == kAhead ? 0 : stage_ + 1;
+      next_stage_ = next_stage_ == kAhead ? 0 : next_stage_ + 1;
+    }
+
+   private:
+    Ring& ring_;
+    const Operands &first_, &second_;
+    const TileBounds& tile_;
+    const int begin_, end_;
+    int stage_ = 0, next_stage_ = kAhead;
+    StagedCopy<LayoutA, SourceA, Shape::kThreads> staged_a_;
+    StagedCopy<LayoutB, SourceB, Shape::kThreads> staged_b_;
+
+    __device__ __forceinline__ int read_stage() const { return RNN_EXT_PLANTED(wrong_stage) ? next_stage_ : stage_; }
+    __device__ __forceinline__ int staged(int i) const { return (i - begin_) % 2; }
+
+    // use(operands, k) of the segment that slice `index` is in, which starts at k.
+    template <typename Use>
+    __device__ __forceinline__ void with_slice(int index, Use use) const {
+      if constexpr (kSegments == 2) {
+        const int first_slices = slices(first_.depth);
+        const bool in_first = index < first_slices;
+        const int64_t k = int64_t{in_first ? index : index - first_slices} * Shape::BK;
+        const Operands operands = in_first ? first_ : second_;
+        use(operands, k);
+      } else {
+        use(first_, int64_t{index} * Shape::BK);
+      }
+    }
+    __device__ __forceinline__ void start(int index, int stage) {
+      with_slice(index, [&](const Operands& s, int64_t k) {
+        if constexpr (kAsyncA) {
+          AsyncCopy<LayoutA, SourceA, Shape::kThreads>::start(ring_.a[stage], s.a, tile_.m, tile_.m_end, k, s.depth);
+        }
+        if constexpr (kAsyncB) {
+          AsyncCopy<LayoutB, SourceB, Shape::kThreads>::start(ring_.b[stage], s.b, tile_.n, tile_.n_end, k, s.depth);
+        }
+      });
+    }
+    __device__ __forceinline__ void load(int index) {
+      with_slice(index, [&](const Operands& s, int64_t k) {
+        if constexpr (!kAsyncA) staged_a_.load(s.a, tile_.m, tile_.m_end, k, s.depth);
+        if constexpr (!kAsyncB) staged_b_.load(s.b, tile_.n, tile_.n_end, k, s.depth);
+      });
+    }
+    __device__ __forceinline__ void store(int index, int stage) {
+      with_slice(index, [&](const Operands& s, int64_t) {
+        if constexpr (!kAsyncA) staged_a_.store(ring_.a[stage], s.a);
+        if constexpr (!kAsyncB) staged_b_.store(ring_.b[stage], s.b);
+      });
+    }
+  };
+
+  // Multiplies slices [begin, end) of the two segments into the engine's accumulators. With RowSums::kOfA, thread
+  // r < BM also adds up row r of A, unless sums_rows is false. Shared memory is free for other use after the caller's
+  // next barrier.
+  template <RowSums kRowSums = RowSums::kNone, int kSegments = 2>
+  static __device__ __forceinline__ void run(Smem& smem, Engine& engine, const Operands& first, const Operands& second,
+                                             const TileBounds& tile, int begin, int end,
+                                             [[maybe_unused]] Acc* row_sum = nullptr,
+                                             [[maybe_unused]] bool sums_rows = true) {
+    static_assert(kRowSums == RowSums::kNone || Shape::kThreads >= Shape::BM, "one thread a row");
+    if (begin >= end) return;
+    Pipeline<kSegments> pipeline(smem.ring, first, second, tile, begin, end);
+    pipeline.prologue();
+    for (int i = begin; i < end; ++i) {
+      pipeline.wait();
+      pipeline.refill(i);
+      const auto *const a = pipeline.a(i), *const b = pipeline.b(i);
       // Without columns, the row sums are all there is to it.
-      if (kRowSums == RowSums::kNone || tile.n < tile.n_end || RNN_EXT_PLANTED(backward_zeros_not_exact))
+      if (kRowSums == RowSums::kNone || tile.n < tile.n_end || RNN_EXT_PLANTED(backward_zeros_not_exact)) {
         engine.multiply(a, b);
+      }
       if constexpr (kRowSums == RowSums::kOfA) {
         const int row = static_cast<int>(threadIdx.x);
         if (row < Shape::BM && sums_rows) {
@@ -145,11 +194,7 @@ struct Mainloop {
           for (int k = 0; k < Shape::BK; ++k) *row_sum += static_cast<Acc>(widen(a[LayoutA::offset(row, k)]));
         }
       }
-      if constexpr (!kAsyncA || !kAsyncB) {
-        if (i + 1 < end) store(i + 1, staged ^ 1);
-      }
-      stage = stage == kAhead ? 0 : stage + 1;
-      next_stage = next_stage == kAhead ? 0 : next_stage + 1;
+      pipeline.advance(i);
     }
   }
 
