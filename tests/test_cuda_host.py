@@ -1,4 +1,4 @@
-"""The CUDA kernels, compiled by g++ and run on the CPU: see csrc/README.md and tests/cuda_host/runtime.h."""
+"""The CUDA kernels, compiled by g++ and run on the CPU: see csrc/README.md and tests/cuda_host/runtime/runtime.h."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ WRAPPER_FAULTS = {
 
 
 def declared_faults() -> list[str]:
-    text = (build.HERE / "faults.h").read_text()
+    text = (build.FIXTURES / "faults.h").read_text()
     return re.findall(r"fault\((\w+)\)", text)
 
 
@@ -177,8 +177,9 @@ def test_every_planted_fault_has_its_test() -> None:
     sources = "".join(f.read_text() for f in sorted(build.KERNELS.rglob("*.cu*")))
     for fault in FAULTS:
         assert f"RNN_EXT_PLANTED({fault})" in sources, f"no kernel carries {fault}"
+    wrappers = (build.TESTS / "test_wrappers.cpp").read_text()
     for fault in WRAPPER_FAULTS:
-        assert f"RNN_EXT_PLANTED({fault})" in (build.HERE / "test_wrappers.cpp").read_text(), f"no test carries {fault}"
+        assert f"RNN_EXT_PLANTED({fault})" in wrappers, f"no test carries {fault}"
 
 
 @needs_host
@@ -362,6 +363,7 @@ REQUIRED = {
     },
 }
 ARCHS = ["sm_75", "sm_80", "sm_90a"]
+SOURCES = sorted(build.KERNELS.rglob("*.cu"))
 LAUNCHERS = {"backward.cu", "forward.cu"}  # no kernels of their own
 
 
@@ -372,7 +374,7 @@ def required(file: str, arch: str) -> list[str]:
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("file", [*sorted(build.KERNELS.rglob("*.cu")), build.HERE / "golden.cu"], ids=lambda f: f.name)
+@pytest.mark.parametrize("file", [*SOURCES, build.TESTS / "golden.cu"], ids=lambda f: f.name)
 def test_compiled_code(file: Path, arch: str) -> None:
     code = cubin.compile(file, arch)
     kernels = cubin.resources(code)
@@ -448,11 +450,11 @@ def test_serialised_wgmma_is_refused(tmp_path: Path) -> None:
 
 NONLINEARITIES = [torch.tanh, torch.relu, torch.sigmoid]  # in the order of csrc/core/params.h
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-KERNELS = re.findall(r'\{"((?:forward|backward)_\w+)",', (build.HERE / "kernels.h").read_text())
+KERNELS = re.findall(r'\{"((?:forward|backward)_\w+)",', (build.FIXTURES / "kernels.h").read_text())
 FORWARD = [name for name in KERNELS if name.startswith("forward")]
 BACKWARD = [name for name in KERNELS if name.startswith("backward")]
 # What they take is theirs to say: the tests give them rows of a multiple of 16 bytes, and dtypes that all of them have.
-ALIGNED = re.findall(r'\{"(\w+)",[^}]*_takes', (build.HERE / "kernels.h").read_text())
+ALIGNED = re.findall(r'\{"(\w+)",[^}]*_takes', (build.FIXTURES / "kernels.h").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -603,7 +605,7 @@ def differences(host: dict[str, list[str]], device: dict[str, list[str]]) -> lis
 
 @pytest.fixture(scope="module")
 def host_lines() -> dict[str, list[str]]:
-    program = build.build_program("golden", build.PLAIN, [build.HERE / "golden.cu"])
+    program = build.build_program("golden", build.PLAIN, [build.TESTS / "golden.cu"])
     names = build.run(program, build.PLAIN).stdout.split()
     done = build.run(program, build.PLAIN, *names)
     assert done.returncode == 0, done.stdout
@@ -631,7 +633,7 @@ def test_differences_from_a_gpu_are_seen(host_lines: dict[str, list[str]]) -> No
 
 
 def test_every_wrapper_is_among_the_golden_vectors() -> None:
-    golden = (build.HERE / "golden.cu").read_text()
+    golden = (build.TESTS / "golden.cu").read_text()
     for header in ("ptx.cuh", "ptx_sm90.cuh"):
         wrappers = re.findall(r"RNN_EXT_PTX_INLINE \w+ (\w+)\(", (build.KERNELS / "ptx" / header).read_text())
         assert len(wrappers) > 15

@@ -28,7 +28,7 @@ MAY_INCLUDE = {
     "cuda/plan/types.h": set(),
     "cuda/cell/": {"core/", "cell/params.h", "cuda/"},
 }
-# The host runtime's, in place of the device's instructions: tests/cuda_host/.
+# The host runtime's, in place of the device's instructions: tests/cuda_host/runtime/.
 OF_THE_HOST_RUNTIME = {"cuda_host.h", "tensor_core.h", "hopper.h"}
 SUFFIXES = {".h", ".cpp", ".cu", ".cuh"}
 

@@ -21,12 +21,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+HOST_RUNTIME, FIXTURES, TESTS = HERE / "runtime", HERE / "fixtures", HERE / "tests"
 ROOT = HERE.parent.parent
 CSRC = ROOT / "csrc"
 KERNELS = CSRC / "cuda"
 CACHE = ROOT / "build" / "cuda_host"
 
-COMMON = ["-std=c++17", "-g", "-fPIC", "-DRNN_EXT_CUDA_HOST", f"-I{HERE}", f"-I{CSRC}"]
+INCLUDES = [f"-I{HOST_RUNTIME}", f"-I{FIXTURES}", f"-I{CSRC}"]
+COMMON = ["-std=c++17", "-g", "-fPIC", "-DRNN_EXT_CUDA_HOST", *INCLUDES]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-tsan", "-Wno-error=tsan"]
 
 # The runtime is compiled without sanitizers, or they would take its bookkeeping for the kernel's memory traffic; and
@@ -144,8 +146,8 @@ def build_object(source: Path, flags: list[str]) -> Path:
 
 def build_runtime(variant: Variant) -> list[Path]:
     """The objects of the host runtime."""
-    objects = [build_object(HERE / f, [*RUNTIME_FLAGS, *WARNINGS, *variant.define]) for f in RUNTIME]
-    objects += [build_object(HERE / f, [*variant.flags, *WARNINGS, *variant.define]) for f in TRAFFIC]
+    objects = [build_object(HOST_RUNTIME / f, [*RUNTIME_FLAGS, *WARNINGS, *variant.define]) for f in RUNTIME]
+    objects += [build_object(HOST_RUNTIME / f, [*variant.flags, *WARNINGS, *variant.define]) for f in TRAFFIC]
     return objects
 
 
@@ -165,12 +167,12 @@ def build_program(name: str, variant: Variant, sources: list[Path]) -> Path:
 
 def wrappers_program(variant: Variant) -> Path:
     """The tests of the runtime and of the PTX wrappers."""
-    return build_program("test_wrappers", variant, [HERE / "test_wrappers.cpp"])
+    return build_program("test_wrappers", variant, [TESTS / "test_wrappers.cpp"])
 
 
 def launch_program() -> Path:
     """The tests of launch.cuh as nvcc sees it, on a runtime that only takes down what it is asked for."""
-    source = HERE / "test_launch.cpp"
+    source = TESTS / "test_launch.cpp"
     arguments = ["-std=c++17", f"-I{CSRC}", f"-isystem{cuda_include()}", *WARNINGS, str(source)]
     parts = [_version(), " ".join(arguments), source.read_text(), headers_digest()]
     output = CACHE / f"test_launch.{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:20]}"
@@ -185,7 +187,7 @@ def kernel_sources() -> list[Path]:
 
 def kernels_program(variant: Variant) -> Path:
     """The tests of the project's kernels."""
-    tests = [HERE / f"test_{part}.cpp" for part in ("kernels", "mainloop", "backward_plan")]
+    tests = [TESTS / f"test_{part}.cpp" for part in ("kernels", "mainloop", "backward_plan")]
     sources = [*tests, *kernel_sources()]
     return build_program("test_kernels", variant, sources)
 
@@ -201,7 +203,7 @@ def torch_operators() -> Path:
     torch_flags += ["-O1", "-std=c++20", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f"-DTORCH_VERSION_IS={torch.__version__}"]
     objects = build_runtime(PLAIN)
     objects += [build_object(f, kernel_flags(PLAIN)) for f in kernel_sources()]
-    objects += [build_object(HERE / "torch_ops.cpp", torch_flags)]
+    objects += [build_object(FIXTURES / "torch_ops.cpp", torch_flags)]
     key = hashlib.sha256("\0".join(o.name for o in objects).encode()).hexdigest()[:20]
     output = CACHE / f"torch_ops.{key}.so"
     # -Bsymbolic: the runtime's cudaGetDevice and its like, not those of a libcudart that torch has loaded.

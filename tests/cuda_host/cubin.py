@@ -59,7 +59,7 @@ class Kernel:
 
 def compile(source: Path, arch: str) -> Path:
     """The cubin of one source for one architecture."""
-    arguments = [*FLAGS, f"-arch={arch}", f"-I{build.HERE}", f"-I{build.CSRC}"]
+    arguments = [*FLAGS, f"-arch={arch}", *build.INCLUDES]
     parts = [nvcc() or "", " ".join(arguments), source.read_text(), build.headers_digest()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     output = build.CACHE / f"{source.stem}.{arch}.{key}.cubin"

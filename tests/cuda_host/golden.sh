@@ -27,7 +27,7 @@ nvcc=$(cd "$here/.." && "${PYTHON:-python3}" -c 'from cuda_host import cubin; pr
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$nvcc" -std=c++17 -O3 -DNDEBUG -gencode "arch=compute_${arch#sm_},code=$arch" -I "$here/../../csrc" \
-  "$here/golden.cu" -o "$scratch/golden"
+  "$here/tests/golden.cu" -o "$scratch/golden"
 names=$("$scratch/golden")
 echo "# $arch, $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null | head -n 1 || true)" >"$1"
 

@@ -11,7 +11,7 @@
 //                                                              the same as RNN_EXT_LAUNCH, and if `early`, the kernel
 //                                                              may start before the one before it has ended. It calls
 //                                                              ptx::wait_for_previous_launch before it touches memory
-//   RNN_EXT_PLANTED(fault)                                     never true here: see tests/cuda_host/faults.h
+//   RNN_EXT_PLANTED(fault)                                     never true here: see tests/cuda_host/fixtures/faults.h
 #pragma once
 
 #ifdef RNN_EXT_CUDA_HOST
