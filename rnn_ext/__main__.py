@@ -1,8 +1,9 @@
 """What was built, for which architectures, and which kernel runs when.
 
-python -m rnn_ext                                                         what was built
-python -m rnn_ext --explain BATCH INPUT_SIZE HIDDEN_SIZE DTYPE [--gpu G]  the kernels for a case, and why
+python -m rnn_ext                                                                 what was built
+python -m rnn_ext --explain BATCH INPUT_SIZE HIDDEN_SIZE DTYPE [--gpu G | --cpu]  the kernels for a case, and why
 
+RNN_EXT_CPU_CAPABILITY=default, avx2, avx512 or avx512_bf16 keeps the CPU kernels to that instruction set.
 RNN_EXT_KERNEL=NAME, NAME:SPLITS or NAME:SPLITS:workspace forces a forward kernel that --explain lists, and
 RNN_EXT_BACKWARD_KERNEL=NAME one for the backward.
 RNN_EXT_3XTF32=0 keeps float32 off the tensor cores of sm_90a, where three products of tf32 make one of float32.
@@ -42,6 +43,28 @@ def describe_gpu(name: str | None) -> tuple[int, int, int]:
     return GPUS[name or "h100"]
 
 
+def parse(case: Sequence[str]) -> tuple[int, int, int, torch.dtype]:
+    """Batch, input_size, hidden_size and dtype, from their names."""
+    *sizes, name = case
+    batch, input_size, hidden_size = map(int, sizes)
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"there is no dtype torch.{name}")
+    return batch, input_size, hidden_size, dtype
+
+
+def explain_cpu(case: Sequence[str]) -> str:
+    """Which kernels run on this CPU, with hx and for all gradients, and why.
+
+    Args:
+        case: batch, input_size, hidden_size and the name of a dtype.
+
+    Raises:
+        ValueError: for sizes or a dtype that no kernel takes, or an RNN_EXT_CPU_CAPABILITY that is not there.
+    """
+    return _C.explain_cpu(*parse(case))
+
+
 def explain(case: Sequence[str], gpu: str | None = None, tf32: bool = False) -> str:
     """Which kernels would run, on contiguous tensors with hx and for all gradients, and what the model says of others.
 
@@ -54,14 +77,36 @@ def explain(case: Sequence[str], gpu: str | None = None, tf32: bool = False) -> 
         ValueError: for sizes or a dtype that no kernel takes, an RNN_EXT_KERNEL or RNN_EXT_BACKWARD_KERNEL that
             can't take the case, or another RNN_EXT_3XTF32 than 0 or 1.
     """
-    *sizes, name = case
-    batch, input_size, hidden_size = map(int, sizes)
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"there is no dtype torch.{name}")
     variables = ("RNN_EXT_3XTF32", "RNN_EXT_KERNEL", "RNN_EXT_BACKWARD_KERNEL")
     settings = (os.environ.get(name, "") for name in variables)
-    return _C.explain(batch, input_size, hidden_size, dtype, *describe_gpu(gpu), tf32, *settings)
+    return _C.explain(*parse(case), *describe_gpu(gpu), tf32, *settings)
+
+
+def describe() -> str:
+    """What was built, and what is there to run it.
+
+    Raises:
+        ValueError: for an RNN_EXT_CPU_CAPABILITY that is not there.
+    """
+    lines = [
+        f"rnn_ext {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"CPU kernels    built; this machine runs the {_C.cpu_capability()} ones on {torch.get_num_threads()} threads",
+    ]
+    if not is_cuda_built():
+        lines.append(
+            "CUDA kernels   not built: CUDA tensors go through ATen (RNN_EXT_CUDA=1 at installation demands them)"
+        )
+        return "\n".join(lines)
+    lines.append(f"CUDA kernels   built for {_C.cuda_archs} with torch's CUDA {torch.version.cuda}")
+    if not torch.cuda.is_available():
+        lines.append("GPU            none visible: the CPU kernels are used")
+    for i in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(i)
+        major, minor = torch.cuda.get_device_capability(i)
+        lines.append(
+            f"GPU {i}          {name}, compute capability {major}.{minor}: --explain says which kernel runs when"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -70,29 +115,23 @@ def main() -> None:
         prog="python -m rnn_ext", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--explain", nargs=4, metavar=("BATCH", "INPUT_SIZE", "HIDDEN_SIZE", "DTYPE"))
-    parser.add_argument("--gpu", choices=GPUS, help="default: the visible one, else h100")
-    parser.add_argument("--tf32", action="store_true", help="as if PyTorch allowed tf32 in products")
+    device = parser.add_mutually_exclusive_group()
+    device.add_argument("--gpu", choices=GPUS, help="that one's kernels; default: the visible one's")
+    device.add_argument("--cpu", action="store_true", help="this CPU's kernels; the default where no GPU is visible")
+    parser.add_argument("--tf32", action="store_true", help="as if PyTorch allowed tf32 in products, on a GPU")
     arguments = parser.parse_args()
-    if arguments.explain:
-        try:
+    if arguments.cpu and arguments.tf32:
+        parser.error("argument --tf32: not allowed with argument --cpu")
+    on_gpu = arguments.gpu or arguments.tf32 or torch.cuda.is_available()
+    try:
+        if not arguments.explain:
+            print(describe())
+        elif arguments.cpu or not on_gpu:
+            print(explain_cpu(arguments.explain), end="")
+        else:
             print(explain(arguments.explain, arguments.gpu, arguments.tf32), end="")
-        except ValueError as error:
-            parser.error(str(error))
-        return
-    print(f"rnn_ext {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
-    print(
-        f"CPU kernels    built; this machine runs the {_C.cpu_capability()} ones on {torch.get_num_threads()} threads"
-    )
-    if not is_cuda_built():
-        print("CUDA kernels   not built: CUDA tensors go through ATen (RNN_EXT_CUDA=1 at installation demands them)")
-        return
-    print(f"CUDA kernels   built for {_C.cuda_archs} with torch's CUDA {torch.version.cuda}")
-    if not torch.cuda.is_available():
-        print("GPU            none visible: the CPU kernels are used")
-    for i in range(torch.cuda.device_count()):
-        name = torch.cuda.get_device_name(i)
-        major, minor = torch.cuda.get_device_capability(i)
-        print(f"GPU {i}          {name}, compute capability {major}.{minor}: --explain says which kernel runs when")
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

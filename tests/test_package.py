@@ -151,6 +151,51 @@ def test_explain_is_a_command():
     assert done.returncode == 2 and "RNN_EXT_KERNEL=cublas: there is no such kernel" in done.stderr
 
 
+@pytest.mark.parametrize("options", [["--cpu"], pytest.param([], id="no GPU is visible")])
+def test_explain_is_a_command_for_the_cpu_too(options):
+    command = [sys.executable, "-m", "rnn_ext", "--explain", "10", "4", "5", "float32", *options]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert f"the {_C.cpu_capability()} kernels" in done.stdout
+    assert re.search(r"^forward runs: dot_products for 10 rows, on 1 thread$", done.stdout, re.MULTILINE)
+    assert re.search(r"^backward runs: outer_products on 1 thread; dz on 1 thread$", done.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize("options", [[], ["--explain", "10", "4", "5", "float32", "--cpu"]], ids=["report", "explain"])
+def test_a_refused_setting_ends_the_command_without_a_traceback(options):
+    environment = {**os.environ, "RNN_EXT_CPU_CAPABILITY": "avx51"}
+    command = [sys.executable, "-m", "rnn_ext", *options]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "error: RNN_EXT_CPU_CAPABILITY must be default, avx2" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("options", [["--cpu", "--gpu", "h100"], ["--cpu", "--tf32"]], ids=" ".join)
+def test_a_gpus_options_are_refused_for_the_cpu(options, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["rnn_ext", "--explain", "10", "4", "5", "float32", *options])
+    with pytest.raises(SystemExit, match="2"):
+        report.main()
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_the_cpu_has_a_kernel_for_every_case(dtype):
+    for sizes in ["1 0 1", "1 4096 4096", "17 33 35", "300 7 5001", "65536 64 64", "4096 4096 4096"]:
+        text = report.explain_cpu([*sizes.split(), dtype])
+        assert "forward runs: " in text and "backward runs: " in text
+    assert "dz twice, in blocks of" in report.explain_cpu(["65536", "64", "64", "bfloat16"])
+
+
+@pytest.mark.parametrize(
+    "case, message",
+    [("64 64 64 int32", "no kernel computes in Int"), ("0 64 64 float32", "expected positive sizes, got batch 0")],
+)
+def test_a_case_that_the_cpu_has_no_kernel_for_is_refused(case, message):
+    with pytest.raises(ValueError, match=message):
+        report.explain_cpu(case.split())
+
+
 needs_wgmma = pytest.mark.skipif(
     rnn_ext.is_cuda_built() and "9.0a" not in _C.cuda_archs, reason="this build has no kernels for sm_90a"
 )

@@ -85,6 +85,8 @@ const KernelTable& kernel_table() {
   return chosen;
 }
 
+int64_t vector_bytes() { return isa() >= Isa::kAvx512 ? 64 : isa() == Isa::kAvx2 ? 32 : 16; }
+
 const char* cpu_capability() { return name_of(isa()); }
 
 bool is_amd() {

@@ -13,6 +13,8 @@ enum class Isa { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
 // for, read once. This and all below raise ValueError in every call where that names none, or more than there is.
 Isa isa();
 
+int64_t vector_bytes();
+
 // As RNN_EXT_CPU_CAPABILITY has it: "default", "avx2", "avx512" or "avx512_bf16".
 const char* cpu_capability();
 

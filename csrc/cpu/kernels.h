@@ -6,6 +6,7 @@
 
 #include "cell/params.h"
 #include "cpu/acc_type.h"
+#include "cpu/cell/families.h"
 #include "cpu/sequence/kernels.h"
 
 namespace rnn_ext::cpu {
@@ -42,8 +43,8 @@ template <typename T>
 struct Kernels {
   // output[rows, columns] of the whole forward pass.
   void (*forward)(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
-  // output[rows] = f(output[rows] + b_ih + b_hh), for products that another library has left in output.
-  void (*finish)(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end);
+  // output[rows] = f(output[rows] + b_ih + b_hh), for products that ATen's GEMM has left in output.
+  void (*epilogue)(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end);
   // dz[rows, columns] = grad_output · f'(output), for all rows of the block; and, where these are all of dz's, their
   // sums into grad_bias, if asked.
   void (*grad_z)(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col_begin, int64_t col_end);

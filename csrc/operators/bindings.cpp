@@ -6,6 +6,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "cell/autograd.h"
+#include "cpu/cell/plan.h"
 #include "cpu/isa.h"
 #include "cuda/plan/cell_backward.h"
 #include "cuda/plan/cell_forward.h"
@@ -170,14 +171,24 @@ std::vector<Tensor> gradients(const Tensor& grad_output, const Tensor& output, c
   return rnn_cell_gradients({grad_output, output, input, hx, weight_ih, weight_hh, nonlinearity, output_mask});
 }
 
+void check_explained_sizes(int64_t batch, int64_t input_size, int64_t hidden_size) {
+  TORCH_CHECK_VALUE(batch > 0 && input_size >= 0 && hidden_size > 0, "expected positive sizes, got batch ", batch,
+                    ", input_size ", input_size, ", hidden_size ", hidden_size);
+}
+
+// Which kernels run on this CPU, forward and backward, and why.
+std::string explain_cpu(int64_t batch, int64_t input_size, int64_t hidden_size, const at::ScalarType dtype) {
+  check_explained_sizes(batch, input_size, hidden_size);
+  return cpu::explain(batch, input_size, hidden_size, dtype);
+}
+
 // Also without CUDA: which kernels a GPU would run, forward and backward, and why.
 std::string explain(int64_t batch, int64_t input_size, int64_t hidden_size, const at::ScalarType dtype,
                     int compute_capability, int multiprocessors, int64_t smem_per_block, bool tf32,
                     const std::string& split_tf32, const std::string& forced, const std::string& forced_backward) {
   TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
                     "no kernel computes in ", dtype);
-  TORCH_CHECK_VALUE(batch > 0 && input_size >= 0 && hidden_size > 0, "expected positive sizes, got batch ", batch,
-                    ", input_size ", input_size, ", hidden_size ", hidden_size);
+  check_explained_sizes(batch, input_size, hidden_size);
   const auto kind = dtype == at::kFloat    ? cuda::Dtype::kFloat
                     : dtype == at::kDouble ? cuda::Dtype::kDouble
                     : dtype == at::kHalf   ? cuda::Dtype::kHalf
@@ -206,6 +217,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn_cell_gradients", &gradients);
   m.def("check_sizes", &check_sizes);
   m.def("explain", &explain);
+  m.def("explain_cpu", &explain_cpu);
   m.def("cpu_capability", &cpu::cpu_capability);
 }
 

@@ -17,7 +17,6 @@ INLINE Buffers& scratch() {
   return *static_cast<Buffers*>(scratch_memory());
 }
 
-constexpr int kPanelCols = 48;  // of the output, from which the kernels for many rows pay
 constexpr int kMaxChunk = 256;  // columns of z that are computed before they are activated
 
 constexpr int smaller_int(int a, int b) { return a < b ? a : b; }

@@ -11,8 +11,8 @@ void add_biases(const ForwardParams<T>& p, int64_t col, int64_t cols, acc_t<T>* 
 
 // output = f(zᵀ + bias) for rows <= NV vectors of rows, zᵀ (cols, NV vectors).
 template <int NV, typename T>
-void finish_transposed(const ForwardParams<T>& p, const acc_t<T>* zt, int64_t row, int64_t rows, int64_t col,
-                       int64_t cols) {
+void epilogue_transposed(const ForwardParams<T>& p, const acc_t<T>* zt, int64_t row, int64_t rows, int64_t col,
+                         int64_t cols) {
   using Vec = typename VecOf<T>::type;
   using S = acc_t<T>;
   constexpr int kLanes = Vec::kLanes;
@@ -42,7 +42,7 @@ void finish_transposed(const ForwardParams<T>& p, const acc_t<T>* zt, int64_t ro
 }
 
 template <typename T>
-void finish(const ForwardParams<T>& p, int64_t row, int64_t row_end) {
+void epilogue(const ForwardParams<T>& p, int64_t row, int64_t row_end) {
   for (int64_t col = 0; col < p.weights.hidden_size; col += kMaxChunk) {
     const int64_t cols = smaller(kMaxChunk, p.weights.hidden_size - col);
     acc_t<T> bias[kMaxChunk], z[kMaxChunk];

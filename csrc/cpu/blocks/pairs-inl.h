@@ -13,13 +13,12 @@
 
 using c10::BFloat16;
 
-constexpr int kPairs = 128;          // a run: words summed in registers before they are added to the totals
-constexpr int kPairWidth = 32;       // words of a panel's row: two vectors
-constexpr int kPairTile = 12;        // rows of a tile
-constexpr int kPairBlock = 528;      // forward: columns of z whose totals are kept
-constexpr int kProductRows = 96;     // backward: a block of A
-constexpr int kProductCols = 256;    // backward: panels that share a packed block of A
-constexpr int64_t kFewForPairs = 8;  // backward: packing pays from so many rows and terms
+constexpr int kPairs = 128;        // a run: words summed in registers before they are added to the totals
+constexpr int kPairWidth = 32;     // words of a panel's row: two vectors
+constexpr int kPairTile = 12;      // rows of a tile
+constexpr int kPairBlock = 528;    // forward: columns of z whose totals are kept
+constexpr int kProductRows = 96;   // backward: a block of A
+constexpr int kProductCols = 256;  // backward: panels that share a packed block of A
 
 // One run of the inner dimension of a block of C = A M, one panel wide.
 struct PairPanel {
@@ -157,7 +156,7 @@ struct alignas(64) PairProductBuffers {
 
 void product_by_pairs(const Product<BFloat16>& g, int64_t row_begin, int64_t row_end, int64_t col_begin,
                       int64_t col_end) {
-  if (g.whole_rows < kFewForPairs || g.inner < kFewForPairs) {
+  if (!pairs_pay(g.whole_rows, g.inner)) {
     return kernels_avx512().bf16.product(g, row_begin, row_end, col_begin, col_end);
   }
   auto& buffers = scratch<PairProductBuffers>();

@@ -153,7 +153,7 @@ __attribute__((noinline)) void forward_panels(const ForwardParams<T>& p, int64_t
     if (p.hx.data) add_half(p.hx, p.weights.weight_hh, p.weights.hidden_size);
     if (first) __builtin_memset(totals, 0, sizeof(totals));
     for (int64_t b = 0; b < rows; b += kWidth) {
-      finish_transposed<NV>(p, totals[b / kWidth], row + b, smaller(kWidth, rows - b), col, cols);
+      epilogue_transposed<NV>(p, totals[b / kWidth], row + b, smaller(kWidth, rows - b), col, cols);
     }
   }
 }
@@ -163,10 +163,8 @@ __attribute__((noinline)) void forward_panels(const ForwardParams<T>& p, int64_t
 template <typename T>
 void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t col_begin, int64_t col_end) {
   constexpr int kLanes = VecOf<T>::type::kLanes;
-  // A panel's cost is that of its full width: taken where at most a fifth would be lost. Transposing needs enough
-  // columns to be worth it. Both by the sizes of the cell: a thread's share must not change the result.
-  const int64_t rest = p.batch % kLanes, in_panels = p.batch - (rest * 5 >= kLanes * 4 ? 0 : rest);
-  const int64_t panels_end = p.weights.hidden_size >= kPanelCols ? smaller(in_panels, row_end) : row;
+  const int64_t in_panels = rows_in_panels(p.batch, p.weights.hidden_size, outer_panel_shape(kLanes));
+  const int64_t panels_end = smaller(in_panels, row_end);
   constexpr bool kCopies = sizeof(T) < 8;  // the copy of a block of doubles would take half a megabyte
   const bool copies = kCopies && terms_of(p) * p.weights.hidden_size * static_cast<int64_t>(sizeof(T)) > kCopyBytes;
   while (row < panels_end) {

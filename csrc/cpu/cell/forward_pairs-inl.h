@@ -34,17 +34,17 @@ void forward_pair_panel(const ForwardParams<BFloat16>& p, int64_t row, int64_t r
     add_half(p.input, p.weights.weight_ih, p.weights.input_size);
     if (p.hx.data) add_half(p.hx, p.weights.weight_hh, p.weights.hidden_size);
     if (first) __builtin_memset(totals, 0, sizeof(totals));
-    finish_transposed<2>(p, totals, row, rows, col, cols);
+    epilogue_transposed<2>(p, totals, row, rows, col, cols);
   }
 }
 
 void forward_by_pairs(const ForwardParams<BFloat16>& p, int64_t row, int64_t row_end, int64_t col_begin,
                       int64_t col_end) {
-  // A panel twice as wide as there are rows costs what a full one costs without pairs.
-  if (p.weights.hidden_size >= kPanelCols) {
-    for (; (row_end - row) * 5 >= kPairWidth / 2 * 4; row += kPairWidth) {
-      forward_pair_panel(p, row, smaller(kPairWidth, row_end - row), col_begin, col_end);
-    }
+  static_assert(kPairPanelShape.rows == kPairWidth);
+  const int64_t in_panels = rows_in_panels(p.batch, p.weights.hidden_size, kPairPanelShape);
+  const int64_t panels_end = smaller(in_panels, row_end);
+  for (; row < panels_end; row += kPairWidth) {
+    forward_pair_panel(p, row, smaller(kPairWidth, panels_end - row), col_begin, col_end);
   }
   if (row < row_end) kernels_avx512().bf16.forward(p, row, row_end, col_begin, col_end);
 }
