@@ -15,13 +15,12 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import plots
 import results
@@ -34,6 +33,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+Item = TypeVar("Item")
 
 SHAPES = {  # (B, I, H)
     "cpu": [
@@ -173,19 +174,20 @@ def measure_case(
                 "error": errors.get(name),
                 "note": clock_notes.get(name, ""),
             }
-            row |= times(samples.get(name), samples.get("rnn_ext"), floor)
+            row |= times(samples.get(name), samples.get("rnn_ext"))
+            row["floor_ratio"] = row["median_us"] and row["median_us"] / floor
             rows.append(row | rates(case, row["median_us"], facts))
     return rows
 
 
-def times(samples: list[float] | None, ours: list[float] | None, floor: float) -> dict[str, float | None]:
+def times(samples: list[float] | None, ours: list[float] | None) -> dict[str, float | None]:
     """A row's times and speed-ups from the rounds' samples."""
-    names = ("q25_us", "median_us", "q75_us", "speedup_q25", "speedup", "speedup_q75", "floor_ratio")
+    names = ("q25_us", "median_us", "q75_us", "speedup_q25", "speedup", "speedup_q75")
     if not samples:
         return dict.fromkeys(names)
     found: list[float | None] = [value * 1e6 for value in quartiles(samples)]
     found += quartiles(a / b for a, b in zip(samples, ours, strict=True)) if ours else (None, None, None)
-    return dict(zip(names, [*found, found[1] / floor], strict=True))
+    return dict(zip(names, found, strict=True))
 
 
 def rates(case: Case, median_us: float | None, facts: dict[str, Any]) -> dict[str, float | None]:
@@ -217,25 +219,17 @@ def count_kernels(rows: list[dict[str, Any]], device: torch.device) -> None:
             row["kernels"] = counts[Case(*(row[name] for name in fields))]
 
 
-def progress(cases: list[Case]) -> Iterator[Case]:
-    """The cases, with a bar on a terminal, a line every ten seconds in a log."""
+def progress(items: Sequence[Item], unit: str = "case", doing: Callable[[Item], str] = str) -> Iterator[Item]:
+    """The items, with a bar on a terminal, a line every ten seconds in a log; `doing` says what is at hand."""
     try:
         from tqdm import tqdm
     except ImportError:
         tqdm = None
-    bar = tqdm and tqdm(cases, unit="case", dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 10)
-    for case in bar or cases:
+    bar = tqdm and tqdm(items, unit=unit, dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 10)
+    for item in bar or items:
         if bar:
-            bar.set_postfix_str(str(case), refresh=False)
-        yield case
-
-
-def save(document: dict[str, Any], args: argparse.Namespace) -> None:
-    """Writes bench.json, whole or not at all: a kernel that hangs later must not take the results along."""
-    args.output.mkdir(parents=True, exist_ok=True)
-    unfinished = args.output / f"bench.json.{os.getpid()}"
-    results.write(document, unfinished)
-    unfinished.replace(args.output / "bench.json")
+            bar.set_postfix_str(doing(item), refresh=False)
+        yield item
 
 
 def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
@@ -254,10 +248,10 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # the graphs' memory
             if not args.check_only:
-                save(document, args)
+                results.write(document, args.output / results.CELLS)
         document["complete"] = True
         if device.type == "cuda" and not args.check_only:
-            save(document, args)
+            results.write(document, args.output / results.CELLS)
             count_kernels(document["rows"], device)
     except KeyboardInterrupt:
         print("interrupted: this is what was measured")
@@ -339,13 +333,13 @@ def main() -> int:
         return 1 if failed or not document["complete"] else 0
     if device.type == "cuda":
         document["gpu_state"]["after"] = gpu_state()
-    save(document, args)
+    results.write(document, args.output / results.CELLS)
     try:
         print_tables(document["rows"], console())
     except ModuleNotFoundError as error:
         print(f"no tables: {error}; benchmarks/report.py --summary prints means")
     figures = plots.draw_all(document, args.output)
-    print("written:", *(str(path) for path in (args.output / "bench.json", *figures)))
+    print("written:", *(str(path) for path in (args.output / results.CELLS, *figures)))
     wrong = [row for row in document["rows"] if row["note"].startswith("wrong") and row["peer"] == "rnn_ext"]
     return 1 if wrong else 0
 

@@ -7,7 +7,7 @@ every peer, (h', dx, dh, dW, dU, db_ih, db_hh), so that it is checked before it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -67,10 +67,11 @@ class Case:
 
 @dataclass
 class Step:
-    """What is timed (`run`), and how its result reads in the common order (`unpack`)."""
+    """What is timed (`run`), how its result reads in the common order (`unpack`), what gets a gradient (`leaves`)."""
 
     run: Callable[[], tuple[Tensor, ...]]
     unpack: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = tuple
+    leaves: Sequence[Tensor] = ()
 
 
 def make_tensors(case: Case, device: torch.device, seed: int = 0) -> dict[str, Tensor]:
@@ -103,13 +104,13 @@ def make_step(
     unpack: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] = tuple,
 ) -> Step:
     if case.pass_name != "forward_backward":
-        return Step(lambda: (forward(),), unpack)
+        return Step(lambda: (forward(),), unpack, leaves)
 
     def run() -> tuple[Tensor, ...]:
         output = forward()
         return (output, *torch.autograd.grad(output, leaves, grad_output))
 
-    return Step(run, unpack)
+    return Step(run, unpack, leaves)
 
 
 def inputs(case: Case, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The figures of a result file: speed-up by shape, latency over B with the floor, roofline.
+"""The figures of a result file: speed-up by shape; of the cell also latency over B with the floor, and a roofline.
 
 Each PNG carries the hash of the rows it was drawn from (`Source` in its metadata), so that report.py --check can tell
 whether figure and file belong together.
@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import matplotlib.pyplot as plt
 from device import peak_tflop_s
 from matplotlib.axes import Axes
 from peers import PASSES, PEERS, Case
-from results import is_noise, select, values
+from results import CELLS, SEQUENCES, is_noise, select, values
+from sequence_peers import name_of
 
 COLOURS = dict(zip(PEERS, plt.get_cmap("tab10").colors, strict=False))
 
@@ -65,39 +67,69 @@ def speedup(document: dict[str, Any], path: Path) -> Path:
     """A panel a dtype, a line a shape, a dot a pass: how many times as long as rnn_ext nn.RNNCell takes."""
     tanh = select(document["rows"], nonlinearity=values(document["rows"], "nonlinearity")[0], peer="rnn_cell")
     keys = [(c, d) for c in dict.fromkeys(("host", main_clock(document))) for d in values(tanh, "dtype")]
-    keys = [(clock, dtype) for clock, dtype in keys if select(tanh, clock=clock, dtype=dtype)]
-    shapes = sorted({(row["B"], row["I"], row["H"]) for row in tanh}, key=lambda s: (s[0] * s[2] * (s[1] + s[2]), s))
-    found = [row["speedup"] for row in tanh]
+    panels = {f"{dtype}, {clock} time": select(tanh, clock=clock, dtype=dtype) for clock, dtype in keys}
+    by_work = sorted(tanh, key=lambda row: (row["B"] * row["H"] * (row["I"] + row["H"]), row["B"], row["I"], row["H"]))
+
+    def name(row: dict[str, Any]) -> str:
+        return " × ".join(str(row[size]) for size in "BIH")
+
+    names = list(dict.fromkeys(map(name, by_work)))
+    figure = speedup_panels(panels, names, name, "B × I × H", len(values(tanh, "dtype")))
+    return titled(figure, "nn.RNNCell", document, path)
+
+
+def sequence_speedup(document: dict[str, Any], path: Path) -> Path:
+    """The same of whole sequences and nn.RNN; the cases in the order in which they were measured."""
+    tanh = select(document["rows"], nonlinearity=values(document["rows"], "nonlinearity")[0], peer="rnn")
+    panels = {dtype: select(tanh, dtype=dtype) for dtype in values(tanh, "dtype")}
+    names = list(dict.fromkeys(map(name_of, tanh)))
+    return titled(speedup_panels(panels, names, name_of, "T, B, I, H", len(panels)), "nn.RNN", document, path)
+
+
+def speedup_panels(
+    panels: dict[str, list[dict[str, Any]]],
+    names: list[str],
+    name: Callable[[dict[str, Any]], str],
+    label: str,
+    columns: int,
+) -> Any:
+    """A panel for each list of rows under its title, a line for each of `names`, which `name` gives a row."""
+    panels = {title: rows for title, rows in panels.items() if rows}
+    found = [row["speedup"] for rows in panels.values() for row in rows]
     # One scale for all panels, with something of the side where rnn_ext is slower.
     low, high = min([0.75, *(0.9 * x for x in found)]), max([2, *(1.15 * x for x in found)])
-    figure, axes = grid(len(keys), len(values(tanh, "dtype")), 3.6, 1.4 + 0.24 * len(shapes))
-    for panel, (clock, dtype) in zip(axes, keys, strict=True):
-        for pass_name, (marker, colour) in MARKERS.items():
-            for row in select(tanh, clock=clock, dtype=dtype, pass_=pass_name):
-                noise = is_noise(row["speedup"], row["speedup_q25"], row["speedup_q75"])
-                y = shapes.index((row["B"], row["I"], row["H"]))
-                style = {"color": colour, "markerfacecolor": "white" if noise else colour}
-                panel.plot(row["speedup"], y, marker, markersize=6.5, alpha=0.9, **style)
+    figure, axes = grid(len(panels), columns, 3.6, 1.4 + 0.24 * len(names))
+    present = {row["pass"] for rows in panels.values() for row in rows}
+    markers = {pass_name: style for pass_name, style in MARKERS.items() if pass_name in present}
+    for panel, (title, rows) in zip(axes, panels.items(), strict=True):
+        for row in rows:
+            marker, colour = markers[row["pass"]]
+            noise = is_noise(row["speedup"], row["speedup_q25"], row["speedup_q75"])
+            style = {"color": colour, "markerfacecolor": "white" if noise else colour}
+            panel.plot(row["speedup"], names.index(name(row)), marker, markersize=6.5, alpha=0.9, **style)
         panel.axvline(1, color="black", linewidth=1.2)
         panel.axvspan(low, 1, color="black", alpha=0.07, linewidth=0)
         panel.set_xscale("log", base=2)
         panel.set_xlim(low, high)
         panel.xaxis.set_major_formatter("{x:g}×")
-        panel.set_yticks(range(len(shapes)), [" × ".join(map(str, shape)) for shape in shapes], fontsize=8)
-        panel.set_ylim(len(shapes) - 0.5, -0.5)  # the smallest on top
+        panel.set_yticks(range(len(names)), names, fontsize=8)
+        panel.set_ylim(len(names) - 0.5, -0.5)  # the first on top
         panel.tick_params(axis="y", length=0)
-        panel.set_title(f"{dtype}, {clock} time", fontsize=9)
+        panel.set_title(title, fontsize=9)
         panel.grid(alpha=0.3, linewidth=0.5)
     handles = [
-        plt.Line2D([], [], linestyle="", marker=marker, color=colour, label=label)
-        for label, (marker, colour) in MARKERS.items()
+        plt.Line2D([], [], linestyle="", marker=marker, color=colour, label=pass_name)
+        for pass_name, (marker, colour) in markers.items()
     ]
     handles.append(plt.Line2D([], [], linestyle="", marker="o", color="grey", markerfacecolor="white", label="noise"))
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8)
-    figure.supylabel("B × I × H", fontsize=8)
-    figure.suptitle(
-        f"time of nn.RNNCell / time of rnn_ext: right of the line, rnn_ext is faster\n{machine(document)}", fontsize=9
-    )
+    figure.supylabel(label, fontsize=8)
+    return figure
+
+
+def titled(figure: Any, peer: str, document: dict[str, Any], path: Path) -> Path:
+    title = f"time of {peer} / time of rnn_ext: right of the line, rnn_ext is faster"
+    figure.suptitle(f"{title}\n{machine(document)}", fontsize=9)
     return save(figure, document, path)
 
 
@@ -181,11 +213,15 @@ def roofline(document: dict[str, Any], path: Path) -> Path:
     return save(figure, document, path)
 
 
-FIGURES = {"speedup.png": speedup, "latency.png": latency, "roofline.png": roofline}
+# By the file that they are drawn from.
+FIGURES = {
+    CELLS: {"speedup.png": speedup, "latency.png": latency, "roofline.png": roofline},
+    SEQUENCES: {"sequence.png": sequence_speedup},
+}
 
 
-def draw_all(document: dict[str, Any], folder: Path) -> list[Path]:
+def draw_all(document: dict[str, Any], folder: Path, file: str = CELLS) -> list[Path]:
     """All figures that the rows allow; none where nothing was measured."""
     if not select(document["rows"], peer="rnn_ext"):
         return []
-    return [draw(document, folder / name) for name, draw in FIGURES.items()]
+    return [draw(document, folder / name) for name, draw in FIGURES[file].items()]

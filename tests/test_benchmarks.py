@@ -33,7 +33,18 @@ def modules(monkeypatch):
     """The benchmarks' modules, which import each other as scripts in one folder do."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
-    for name in ("bench_cell", "device", "peers", "plots", "report", "results", "timing"):
+    names = (
+        "bench_cell",
+        "bench_sequence",
+        "device",
+        "peers",
+        "plots",
+        "report",
+        "results",
+        "sequence_peers",
+        "timing",
+    )
+    for name in names:
         sys.modules.pop(name, None)
 
 
@@ -44,6 +55,26 @@ def quick(tmp_path_factory) -> Path:
     options = "--device cpu --shapes 10,4,5 1,8,8 3,8,8 --dtypes float32 bfloat16 --nonlinearities tanh relu"
     command = [sys.executable, BENCHMARKS / "bench_cell.py", *options.split(), "--rounds", "3", "--sample-ms", "0.1"]
     result = run(*command, "--output", folder)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "geometric mean" in result.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quick_sequence(tmp_path_factory) -> Path:
+    """The folder that a tiny benchmark of sequences wrote."""
+    folder = tmp_path_factory.mktemp("sequence")
+    options = "--cases 4,2,3,5 1,1,4,4 5,3,4,4:packed 5,3,4,4:lengths 3,2,4,4:bidirectional --dtypes float32 bfloat16"
+    command = [
+        sys.executable,
+        BENCHMARKS / "bench_sequence.py",
+        *options.split(),
+        "--rounds",
+        "3",
+        "--sample-ms",
+        "0.1",
+    ]
+    result = run(*command, "--seconds", "0.01", "--output", folder)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "geometric mean" in result.stdout
     return folder
@@ -95,6 +126,77 @@ def test_bench_cell_writes_what_the_schema_says(quick, modules):
         assert row["q25_us"] <= row["median_us"] <= row["q75_us"]
     for name in FIGURES:
         assert (quick / name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_bench_sequence_writes_what_the_schema_says(quick_sequence, modules):
+    results = modules("results")
+    document = results.read(quick_sequence / "sequence.json")
+    assert document["complete"]
+    assert document["facts"]["instruction_set"]
+    by_case: dict[tuple, set[str]] = {}
+    for row in document["rows"]:
+        assert row["note"] == "", row
+        assert row["q25_us"] <= row["median_us"] <= row["q75_us"]
+        by_case.setdefault((row["layout"], row["layers"], row["dtype"], row["pass"]), set()).add(row["peer"])
+        if row["peer"] in ("rnn_ext", "rnn") and row["pass"] == "forward_backward":
+            assert row["saved_bytes"] > 0
+        else:
+            assert row["saved_bytes"] is None or row["pass"] == "forward_backward"
+    assert len(by_case) == 4 * 2 * 2
+    for (layout, layers, *_), peers in by_case.items():
+        assert {"rnn_ext", "rnn"} <= peers
+        assert ("cells" in peers) == (layout == "padded" and layers == 1)
+        assert ("rnn_ext-padded" in peers) == (layout != "padded")
+    assert (quick_sequence / "sequence.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wrong_sequences_are_not_timed(quick, modules, monkeypatch):
+    from torch import nn
+
+    bench_sequence, peers = modules("bench_sequence"), modules("sequence_peers")
+
+    class Wrong(nn.RNN):
+        def forward(self, input, hx=None):
+            output, h_n = super().forward(input, hx)
+            return output * 1.001, h_n
+
+    wrong = peers.Peer("wrong", lambda case, tensors: peers.whole_step(Wrong, case, tensors))
+    monkeypatch.setitem(peers.PEERS, "rnn", wrong)
+    facts = json.loads((quick / "bench.json").read_text())["facts"]
+    args = bench_sequence.parse_arguments(["--rounds", "1", "--sample-ms", "0.1", "--seconds", "0.01"])
+    case = peers.Case(3, 2, 4, 5, pass_name="forward_backward")
+    ours, wrong = bench_sequence.measure_case(case, ["rnn_ext", "rnn"], facts, args)
+    assert ours["median_us"] > 0
+    assert wrong["median_us"] is None and wrong["note"].startswith("wrong result")
+
+
+def test_bench_sequence_needs_no_other_peer_installed(quick, modules, monkeypatch, tmp_path, capsys):
+    bench_sequence, peers, results = (modules(name) for name in ("bench_sequence", "sequence_peers", "results"))
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    facts = json.loads((quick / "bench.json").read_text())["facts"]
+    monkeypatch.setattr(bench_sequence, "probe", lambda device, dtypes: facts)
+    options = "--cases 2,3,4,5 --dtypes float32 --rounds 1 --sample-ms 0.1 --seconds 0.01"
+    monkeypatch.setattr(sys, "argv", ["bench_sequence.py", *options.split(), "--output", str(tmp_path)])
+    assert bench_sequence.main() == 0
+    document = results.read(tmp_path / "sequence.json")
+    assert {row["peer"] for row in document["rows"]} == {"rnn_ext", "rnn", "cells"}
+    output = capsys.readouterr().out
+    for name in ("JAX", "onnxruntime", "OpenVINO"):
+        assert f"{name} takes no part" in output
+
+
+def test_bytes_kept_for_the_backward_are_those_of_the_hooks(modules):
+    import torch
+
+    bench_sequence, peers = modules("bench_sequence"), modules("peers")
+    x, weight = torch.ones(256, requires_grad=True), torch.ones(256, requires_grad=True)
+
+    def run():
+        y = (x * weight).exp()
+        return (y * y.view(2, 128).flatten()).sum()  # saved twice, in one memory
+
+    assert bench_sequence.saved_bytes(peers.Step(run, leaves=(x, weight))) == 256 * 4
 
 
 @pytest.mark.parametrize(
@@ -283,7 +385,7 @@ def test_csrc_tree_is_gits(modules, tmp_path):
     assert run("git", "write-tree", cwd=tmp_path).stdout.strip() == expected
 
 
-def test_report_writes_and_checks_the_pages(quick, modules, monkeypatch, tmp_path, capsys):
+def test_report_writes_and_checks_the_pages(quick, quick_sequence, modules, monkeypatch, tmp_path, capsys):
     def report(*options: str) -> int:
         monkeypatch.setattr(sys, "argv", ["report.py", "--root", str(tmp_path), *options])
         return modules("report").main()
@@ -302,8 +404,20 @@ def test_report_writes_and_checks_the_pages(quick, modules, monkeypatch, tmp_pat
     assert "nn.RNNCell µs" in page.read_text()
     assert report("--check") == 0
 
+    assert "whole sequence" not in text
+
+    shutil.copy(quick_sequence / "sequence.json", folder)
+    assert report("--check") == 1
+    assert report() == 0
+    text = readme.read_text()
+    assert len([line for line in text.splitlines() if line.startswith("| a whole sequence")]) == 2
+    assert "### Whole sequences on" in page.read_text() and "5, 3, 4, 4 packed" in page.read_text()
+    assert report("--check") == 0
+
     # Numbers changed by hand.
-    for path, digits in ((readme, "backward | "), (page, "| 1"), (folder / "bench.json", '"median_us": ')):
+    changes = [(readme, "backward | "), (page, "| 1"), (page, "4 packed | forward | ")]
+    changes += [(folder / name, '"median_us": ') for name in ("bench.json", "sequence.json")]
+    for path, digits in changes:
         original = path.read_text()
         changed = original.replace(digits, digits + "9")
         assert changed != original
@@ -312,9 +426,10 @@ def test_report_writes_and_checks_the_pages(quick, modules, monkeypatch, tmp_pat
         path.write_text(original)
     assert report("--check") == 0
     capsys.readouterr()
-    (folder / "latency.png").unlink()
-    assert report("--check") == 1
-    assert "latency.png" in capsys.readouterr().out
+    for name in ("latency.png", "sequence.png"):
+        (folder / name).unlink()
+        assert report("--check") == 1
+        assert name in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "docs/numerics.md", "benchmarks/README.md"])
