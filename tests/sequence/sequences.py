@@ -62,6 +62,11 @@ def through_function(*tensors, nonlinearity="tanh", reverse=False, batch_first=F
     return rnn_ext.rnn_layer(*tensors, nonlinearity, reverse=reverse, lengths=lengths, batch_first=batch_first)
 
 
+def through_operator(*tensors, nonlinearity="tanh", reverse=False, batch_first=False, lengths=None):
+    lengths = None if lengths is None else torch.tensor(lengths)
+    return torch.ops.rnn_ext.rnn_layer(*tensors, nonlinearity, reverse, batch_first, lengths)
+
+
 def through_composition(*tensors, nonlinearity="tanh", reverse=False, batch_first=False, lengths=None):
     lengths = None if lengths is None else torch.tensor(lengths)
     return _aten.rnn_layer(*tensors, nonlinearity, reverse, batch_first, lengths)
@@ -78,4 +83,5 @@ def through_steps(*tensors, nonlinearity="tanh", reverse=False, batch_first=Fals
         _aten._in_whole = in_whole
 
 
-ENTRIES = {"function": through_function, "composition": through_composition, "steps": through_steps}
+NODES = {"function": through_function, "operator": through_operator}  # of the graph: in C++, and in Python
+ENTRIES = {**NODES, "composition": through_composition, "steps": through_steps}
