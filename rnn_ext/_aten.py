@@ -260,7 +260,7 @@ def _in_whole(
     layer: Any = _VF.rnn_tanh if nonlinearity == "tanh" else _VF.rnn_relu
     weights = [t for t in (weight_ih, weight_hh, bias_ih, bias_hh) if t is not None]
     # cuDNN has no backward for layers that were not in training. There is no dropout in one layer.
-    options = (weights, bias_ih is not None, 1, 0.0, torch.is_grad_enabled(), False)
+    options = (weights, bias_ih is not None, 1, 0.0, True, False)
     if len(rows.shape) == 1:
         output, h_n = layer(input, torch.tensor(rows.sizes), hx.unsqueeze(0), *options)
         return output, h_n.squeeze(0)
