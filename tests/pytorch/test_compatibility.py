@@ -85,7 +85,7 @@ ROWS = {
             "functional_call_uses_the_given_parameters",
             "swapped_tensors_are_used_by_the_next_call",
         ],
-        "pytorch/test_common_modules.py": ["forward_equals_the_samples_reference_and_nn_rnncell"],
+        "pytorch/test_common_modules.py": ["forward_equals_the_samples_reference_and_torch_nn"],
     },
     "conversion": {
         "pytorch/test_conversion.py": [
