@@ -17,6 +17,9 @@ INLINE Buffers& scratch() {
   return *static_cast<Buffers*>(scratch_memory());
 }
 
+// Whether all of a row's last vector is there.
+enum class Edge { kWhole, kPartial };
+
 constexpr int kMaxChunk = 256;  // columns of z that are computed before they are activated
 
 constexpr int smaller_int(int a, int b) { return a < b ? a : b; }

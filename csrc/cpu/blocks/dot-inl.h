@@ -33,11 +33,11 @@ INLINE void accumulate_dots(typename Vec::V (&acc)[MR][NR], const T* a, int64_t 
   }
 }
 
-// The same for a run [begin, end) of one half of K, W's rows being col, col + 1, ... Past the n-th they are copies of
-// it, whose sums are dropped.
+// The same for a run [begin, end) of the terms of one operand, x or h, W's (or U's) rows being col, col + 1, ... Past
+// the n-th they are copies of it, whose sums are dropped.
 template <int MR, int NR, typename Vec, typename T>
-INLINE void accumulate_half(typename Vec::V (&acc)[MR][NR], const Matrix<T>& a, const Matrix<T>& weight, int64_t row,
-                            int64_t col, int64_t n, int64_t begin, int64_t end) {
+INLINE void accumulate_operand(typename Vec::V (&acc)[MR][NR], const Matrix<T>& a, const Matrix<T>& weight, int64_t row,
+                               int64_t col, int64_t n, int64_t begin, int64_t end) {
   const T* w[NR];
   UNROLL for (int j = 0; j < NR; ++j) w[j] = weight.data + (col + smaller(j, n - 1)) * weight.row_stride + begin;
   accumulate_dots<MR, NR, Vec>(acc, a.data + row * a.row_stride + begin, a.row_stride, w, end - begin);

@@ -6,8 +6,8 @@
 // gradient has been summed before.
 //
 // The instruction rounds to nearest even, takes subnormal terms and sums (below 2⁻¹²⁶) for zero, and spreads NaN and
-// Inf as a multiplication and an addition do. So where an odd number of terms leaves half of a word empty, both
-// operands need a zero there: what lies behind a row may be NaN.
+// Inf as a multiplication and an addition do. So where an odd number of terms leaves a word with one only, both
+// operands need a zero for the other: what lies behind a row may be NaN.
 
 #pragma once
 
@@ -21,7 +21,7 @@ constexpr int kProductRows = 96;   // backward: a block of A
 constexpr int kProductCols = 256;  // backward: panels that share a packed block of A
 
 // One run of the inner dimension of a block of C = A M, one panel wide.
-struct PairPanel {
+struct PairPanelRun {
   const BFloat16* a;
   int64_t a_row_stride, a_pair_stride;
   const float* m;  // packed words
@@ -36,7 +36,7 @@ INLINE __mmask32 first32(int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask3
 
 // MR rows of a panel, n columns of which are stored to C.
 template <int MR>
-__attribute__((noinline)) void pair_tile(const PairPanel& g, int64_t row, int64_t n) {
+__attribute__((noinline)) void pair_tile(const PairPanelRun& g, int64_t row, int64_t n) {
   using Vec = VecF32;
   __m512 acc[MR][2];
   UNROLL for (int i = 0; i < MR; ++i) acc[i][0] = acc[i][1] = Vec::zero();
@@ -85,7 +85,7 @@ __attribute__((noinline)) void pair_tile(const PairPanel& g, int64_t row, int64_
   }
 }
 
-void pair_panel(const PairPanel& g, int64_t rows, int64_t n) {
+void pair_panel(const PairPanelRun& g, int64_t rows, int64_t n) {
   int64_t row = 0;
   for (; row + kPairTile <= rows; row += kPairTile) pair_tile<kPairTile>(g, row, n);
   if (row + 8 <= rows) pair_tile<8>(g, row, n), row += 8;
@@ -180,8 +180,16 @@ void product_by_pairs(const Product<BFloat16>& g, int64_t row_begin, int64_t row
           float* totals = buffers.totals[j / kPairWidth];
           const float* m = buffers.m[j / kPairWidth];
           const int64_t a_row_stride = transposed ? 2 : 2 * kPairs, a_pair_stride = transposed ? 2 * kProductRows : 2;
-          pair_panel({a, a_row_stride, a_pair_stride, m, (terms + 1) / 2, totals, k == 0, c, g.c_stride}, rows,
-                     cols - j);
+          pair_panel({.a = a,
+                      .a_row_stride = a_row_stride,
+                      .a_pair_stride = a_pair_stride,
+                      .m = m,
+                      .pairs = (terms + 1) / 2,
+                      .totals = totals,
+                      .first = k == 0,
+                      .c = c,
+                      .c_stride = g.c_stride},
+                     rows, cols - j);
         }
       }
     }

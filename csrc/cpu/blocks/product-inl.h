@@ -10,7 +10,7 @@ struct alignas(64) ProductBuffers {
 
 // Up to kMost neighbouring panels of a block of C, whose packed rows of M were next to each other in memory. One panel
 // of less than kPackRows rows is not packed.
-template <int NV, bool partial, int kMost, typename T>
+template <int NV, Edge edge, int kMost, typename T>
 __attribute__((noinline)) void product_panels(const Product<T>& g, int64_t row, int64_t rows, int64_t col,
                                               int64_t panels, int64_t n) {
   using Vec = typename VecOf<T>::type;
@@ -25,25 +25,40 @@ __attribute__((noinline)) void product_panels(const Product<T>& g, int64_t row, 
     const T* m = g.m + k * g.m_stride + col;
     T* c_if_last = k + kRun >= g.inner ? c : nullptr;
     if (kMost == 1 && rows < kPackRows) {
-      const Panel<S, T, T> panel = {a,     g.a_row_stride, g.a_col_stride, m,         g.m_stride,
-                                    steps, totals[0],      k == 0,         c_if_last, g.c_stride};
-      outer_panel<NV, partial, false>(panel, rows, n);
+      const PanelRun<S, T, T> run = {.a = a,
+                                     .a_row_stride = g.a_row_stride,
+                                     .a_col_stride = g.a_col_stride,
+                                     .m = m,
+                                     .m_stride = g.m_stride,
+                                     .steps = steps,
+                                     .totals = totals[0],
+                                     .first = k == 0,
+                                     .c = c_if_last,
+                                     .c_stride = g.c_stride};
+      outer_panel<NV, edge, Source::kInPlace>(run, rows, n);
       continue;
     }
     for (int64_t i = 0; i < steps; ++i, m += g.m_stride) {
       for (int64_t w = 0; w < panels; ++w) {
         UNROLL for (int j = 0; j < NV; ++j) {
           const T* from = m + w * kWidth + j * kLanes;
-          const bool cut = partial && j == NV - 1;
+          const bool cut = edge == Edge::kPartial && j == NV - 1;
           Vec::store(packed[w] + i * kWidth + j * kLanes, cut ? Vec::load(from, n) : Vec::load(from));
         }
       }
     }
     for (int64_t w = 0; w < panels; ++w) {
-      T* c_there = c_if_last ? c_if_last + w * kWidth : nullptr;
-      const Panel<S, S, T> panel = {a,     g.a_row_stride, g.a_col_stride, packed[w], kWidth,
-                                    steps, totals[w],      k == 0,         c_there,   g.c_stride};
-      outer_panel<NV, partial, true>(panel, rows, n);
+      const PanelRun<S, S, T> run = {.a = a,
+                                     .a_row_stride = g.a_row_stride,
+                                     .a_col_stride = g.a_col_stride,
+                                     .m = packed[w],
+                                     .m_stride = kWidth,
+                                     .steps = steps,
+                                     .totals = totals[w],
+                                     .first = k == 0,
+                                     .c = c_if_last ? c_if_last + w * kWidth : nullptr,
+                                     .c_stride = g.c_stride};
+      outer_panel<NV, edge, Source::kPacked>(run, rows, n);
     }
   }
 }
@@ -59,16 +74,16 @@ void product(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t co
     int64_t col = col_begin;
     while (rows >= kPackRows && col + 2 * kWidth <= col_end) {
       const int64_t panels = smaller(kPanels, (col_end - col) / kWidth);
-      product_panels<2, false, kPanels>(g, row, rows, col, panels, kLanes);
+      product_panels<2, Edge::kWhole, kPanels>(g, row, rows, col, panels, kLanes);
       col += panels * kWidth;
     }
-    for (; col + kWidth <= col_end; col += kWidth) product_panels<2, false, 1>(g, row, rows, col, 1, kLanes);
+    for (; col + kWidth <= col_end; col += kWidth) product_panels<2, Edge::kWhole, 1>(g, row, rows, col, 1, kLanes);
     if (col + kLanes < col_end) {
-      product_panels<2, true, 1>(g, row, rows, col, 1, col_end - col - kLanes);
+      product_panels<2, Edge::kPartial, 1>(g, row, rows, col, 1, col_end - col - kLanes);
     } else if (col + kLanes == col_end) {
-      product_panels<1, false, 1>(g, row, rows, col, 1, kLanes);
+      product_panels<1, Edge::kWhole, 1>(g, row, rows, col, 1, kLanes);
     } else if (col < col_end) {
-      product_panels<1, true, 1>(g, row, rows, col, 1, col_end - col);
+      product_panels<1, Edge::kPartial, 1>(g, row, rows, col, 1, col_end - col);
     }
   }
 }

@@ -1,8 +1,8 @@
 // dz = grad_output · f'(output), which both of the backward's products need, and its sums over the batch.
 #pragma once
 
-// dz for NV vectors of columns, and its sums over the batch. partial: the last vector has n columns.
-template <Nonlinearity kind, int NV, bool partial, typename T>
+// dz for NV vectors of columns, and its sums over the batch. kPartial: the last vector has n columns.
+template <Nonlinearity kind, int NV, Edge edge, typename T>
 void grad_z_strip(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col, int64_t n) {
   using Vec = typename VecOf<T>::type;
   using V = typename Vec::V;
@@ -33,7 +33,7 @@ void grad_z_strip(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col,
       const T* y = p.output.data + (dz.row_begin + b) * p.output.row_stride + col;
       acc_t<T>* out = dz.data + b * dz.row_stride + (col - dz.col_begin);
       UNROLL for (int j = 0; j < NV; ++j, grad += kLanes, y += kLanes, out += kLanes) {
-        if (partial && j == NV - 1) {
+        if (edge == Edge::kPartial && j == NV - 1) {
           const V d = activation_grad<kind, Vec>(Vec::load(grad, n), Vec::load(y, n));
           run[j] += d;
           Vec::store(out, d, n);
@@ -56,7 +56,7 @@ void grad_z_strip(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col,
   if (!p.grad_bias || dz.rows() < p.batch) return;
   UNROLL for (int j = 0; j < NV; ++j) {
     const V total = (sums[0][j] + sums[1][j]) + (sums[2][j] + sums[3][j]);
-    if (partial && j == NV - 1) {
+    if (edge == Edge::kPartial && j == NV - 1) {
       Vec::store(p.grad_bias + col + j * kLanes, total, n);
     } else {
       Vec::store(p.grad_bias + col + j * kLanes, total);
@@ -67,9 +67,9 @@ void grad_z_strip(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col,
 template <Nonlinearity kind, typename T>
 void grad_z_columns(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col, int64_t col_end) {
   constexpr int kLanes = VecOf<T>::type::kLanes;
-  for (; col + 4 * kLanes <= col_end; col += 4 * kLanes) grad_z_strip<kind, 4, false>(p, dz, col, kLanes);
-  for (; col + kLanes <= col_end; col += kLanes) grad_z_strip<kind, 1, false>(p, dz, col, kLanes);
-  if (col < col_end) grad_z_strip<kind, 1, true>(p, dz, col, col_end - col);
+  for (; col + 4 * kLanes <= col_end; col += 4 * kLanes) grad_z_strip<kind, 4, Edge::kWhole>(p, dz, col, kLanes);
+  for (; col + kLanes <= col_end; col += kLanes) grad_z_strip<kind, 1, Edge::kWhole>(p, dz, col, kLanes);
+  if (col < col_end) grad_z_strip<kind, 1, Edge::kPartial>(p, dz, col, col_end - col);
 }
 
 template <typename T>

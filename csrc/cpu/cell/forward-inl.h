@@ -3,9 +3,9 @@
 // Few rows: x and W (and h and U) are both contiguous along K, so an output is a dot product, whose accumulators run
 // over both parts of K.
 //
-// Many rows: the sums across lanes would cost more than they must, so a panel of rows of x is transposed into a small
-// buffer, and zᵀ is a sum of outer products: elements of W broadcast against vectors of the panel. W is by far the
-// larger operand, and is read as it lies, or, when large, copied for several panels.
+// Many rows: the sums across lanes would cost more than they must, so zᵀ = W xᵀ is a sum of outer products: elements of
+// W broadcast against vectors of a panel of xᵀ, which is some rows of x, transposed into a small buffer. W is by far
+// the larger operand, and is read as it lies, or, when large, copied for several panels.
 //
 // Either way z exists only as a block, which goes through bias and activation to the output.
 #pragma once
@@ -27,9 +27,10 @@ __attribute__((noinline)) void dot_tile(const ForwardParams<T>& p, int64_t row, 
   typename Vec::V acc[MR][NR];
   UNROLL for (int i = 0; i < MR; ++i) { UNROLL for (int j = 0; j < NR; ++j) acc[i][j] = Vec::zero(); }
   const int64_t I = p.weights.input_size;
-  if (begin < I) accumulate_half<MR, NR, Vec>(acc, p.input, p.weights.weight_ih, row, col, n, begin, smaller(end, I));
+  if (begin < I)
+    accumulate_operand<MR, NR, Vec>(acc, p.input, p.weights.weight_ih, row, col, n, begin, smaller(end, I));
   if (end > I)
-    accumulate_half<MR, NR, Vec>(acc, p.hx, p.weights.weight_hh, row, col, n, begin < I ? 0 : begin - I, end - I);
+    accumulate_operand<MR, NR, Vec>(acc, p.hx, p.weights.weight_hh, row, col, n, begin < I ? 0 : begin - I, end - I);
   UNROLL for (int i = 0; i < MR; ++i) {
     acc_t<T> sums[NR];
     UNROLL for (int j = 0; j < NR; j += 4) Vec::sum4(&acc[i][j], sums + j);
@@ -108,8 +109,13 @@ void forward_few(const ForwardParams<T>& p, int64_t row_begin, int64_t row_end, 
 
 // -------------------------------------------------------------------------------------------------- forward, many rows
 
-template <int NV, bool kCopies, typename T>
+// W as it lies, for one panel; or a copy of a block of it, which up to kPanels panels share, with rows that don't
+// compete for the same lines of the cache, as those a power of two apart would.
+enum class Weight { kInPlace, kCopied };
+
+template <int NV, Weight weight, typename T>
 struct alignas(64) ForwardBuffers {
+  static constexpr bool kCopies = weight == Weight::kCopied;
   static constexpr int kWidth = NV * VecOf<T>::type::kLanes;
   static constexpr int kCopyStride = kRun + 64 / sizeof(T);
   acc_t<T> totals[kCopies ? kPanels : 1][kBlock * kWidth];
@@ -117,24 +123,23 @@ struct alignas(64) ForwardBuffers {
   T copy[kCopies ? kBlock * kCopyStride : 1];
 };
 
-// Rows in panels of NV vectors. kCopies: up to kPanels of them share a copy of a block of W, made with rows that don't
-// compete for the same lines of the cache, as those a power of two apart would; otherwise one panel, and W as it lies.
-template <int NV, bool kCopies, typename T>
+// Rows in panels of NV vectors.
+template <int NV, Weight how, typename T>
 __attribute__((noinline)) void forward_panels(const ForwardParams<T>& p, int64_t row, int64_t rows, int64_t col_begin,
                                               int64_t col_end) {
   using S = acc_t<T>;
-  using Buffers = ForwardBuffers<NV, kCopies, T>;
+  using Buffers = ForwardBuffers<NV, how, T>;
   constexpr int kWidth = Buffers::kWidth, kCopyStride = Buffers::kCopyStride;
   auto& [totals, packed, copy] = scratch<Buffers>();
   for (int64_t col = col_begin; col < col_end; col += kBlock) {
     const int64_t cols = smaller(kBlock, col_end - col);
     bool first = true;
-    const auto add_half = [&](const Matrix<T>& a, const Matrix<T>& weight, int64_t k_size) {
+    const auto add_operand = [&](const Matrix<T>& a, const Matrix<T>& weight, int64_t k_size) {
       for (int64_t k = 0; k < k_size; k += kRun, first = false) {
         const int64_t steps = smaller(kRun, k_size - k);
         const T* w = weight.data + col * weight.row_stride + k;
         int64_t w_stride = weight.row_stride;
-        if (kCopies) {
+        if (how == Weight::kCopied) {
           for (int64_t c = 0; c < cols; ++c, w += w_stride) {
             __builtin_memcpy(copy + c * kCopyStride, w, steps * sizeof(T));
           }
@@ -144,13 +149,22 @@ __attribute__((noinline)) void forward_panels(const ForwardParams<T>& p, int64_t
         for (int64_t b = 0; b < rows; b += kWidth) {
           const T* x = a.data + (row + b) * a.row_stride + k;
           pack_transposed<NV>(x, a.row_stride, smaller(kWidth, rows - b), steps, packed);
-          const Panel<T, S, T> panel = {w, w_stride, 1, packed, kWidth, steps, totals[b / kWidth], first, nullptr, 0};
-          outer_panel<NV, false, true>(panel, cols, 0);
+          const PanelRun<T, S, T> run = {.a = w,
+                                         .a_row_stride = w_stride,
+                                         .a_col_stride = 1,
+                                         .m = packed,
+                                         .m_stride = kWidth,
+                                         .steps = steps,
+                                         .totals = totals[b / kWidth],
+                                         .first = first,
+                                         .c = nullptr,
+                                         .c_stride = 0};
+          outer_panel<NV, Edge::kWhole, Source::kPacked>(run, cols, 0);
         }
       }
     };
-    add_half(p.input, p.weights.weight_ih, p.weights.input_size);
-    if (p.hx.data) add_half(p.hx, p.weights.weight_hh, p.weights.hidden_size);
+    add_operand(p.input, p.weights.weight_ih, p.weights.input_size);
+    if (p.hx.data) add_operand(p.hx, p.weights.weight_hh, p.weights.hidden_size);
     if (first) __builtin_memset(totals, 0, sizeof(totals));
     for (int64_t b = 0; b < rows; b += kWidth) {
       epilogue_transposed<NV>(p, totals[b / kWidth], row + b, smaller(kWidth, rows - b), col, cols);
@@ -165,18 +179,20 @@ void forward(const ForwardParams<T>& p, int64_t row, int64_t row_end, int64_t co
   constexpr int kLanes = VecOf<T>::type::kLanes;
   const int64_t in_panels = rows_in_panels(p.batch, p.weights.hidden_size, outer_panel_shape(kLanes));
   const int64_t panels_end = smaller(in_panels, row_end);
-  constexpr bool kCopies = sizeof(T) < 8;  // the copy of a block of doubles would take half a megabyte
-  const bool copies = kCopies && terms_of(p) * p.weights.hidden_size * static_cast<int64_t>(sizeof(T)) > kCopyBytes;
+  // The copy of a block of doubles would take half a megabyte.
+  constexpr Weight kLarge = sizeof(T) < 8 ? Weight::kCopied : Weight::kInPlace;
+  const bool copies =
+      kLarge == Weight::kCopied && terms_of(p) * p.weights.hidden_size * static_cast<int64_t>(sizeof(T)) > kCopyBytes;
   while (row < panels_end) {
     const int64_t left = panels_end - row;
     int64_t rows = smaller(2 * kLanes, left);
     if (rows <= kLanes) {
-      forward_panels<1, false>(p, row, rows, col_begin, col_end);
+      forward_panels<1, Weight::kInPlace>(p, row, rows, col_begin, col_end);
     } else if (copies && left >= 4 * kLanes) {
       rows = smaller(kPanels, left / (2 * kLanes)) * 2 * kLanes;
-      forward_panels<2, kCopies>(p, row, rows, col_begin, col_end);
+      forward_panels<2, kLarge>(p, row, rows, col_begin, col_end);
     } else {
-      forward_panels<2, false>(p, row, rows, col_begin, col_end);
+      forward_panels<2, Weight::kInPlace>(p, row, rows, col_begin, col_end);
     }
     row += rows;
   }

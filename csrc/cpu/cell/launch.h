@@ -13,7 +13,7 @@ void rnn_cell_forward(const ForwardParams<T>& p);
 template <typename T>
 void rnn_cell_backward(const BackwardParams<T>& p);
 
-// The backward's two halves, for callers that have memory for dz, or dz itself.
+// The backward's two steps, for callers that have memory for dz, or dz itself.
 //
 // A block of dz, and, where it has all rows, the bias gradients of its columns.
 template <typename T>

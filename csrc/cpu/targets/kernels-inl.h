@@ -1,7 +1,7 @@
 // The kernels, written once over a vector type and compiled once for each instruction set: the files of this folder
 // include this inside a namespace of their own, all of it with internal linkage, after vec_<isa>-inl.h. Nothing from
-// std:: is used in a file named -inl.h: an inline function of the library compiled for AVX-512 could be the copy that
-// the linker keeps for everyone.
+// std:: is used in a file named -inl.h: an inline function of the standard library compiled for AVX-512 could be the
+// copy that the linker keeps for everyone.
 #pragma once
 
 #include "cpu/blocks/common-inl.h"
