@@ -1,4 +1,4 @@
-"""A next-character model, trained on Python's own help texts: an embedding, a recurrent cell, a read-out.
+"""A next-character model, trained on whole sequences of Python's own help texts: an embedding and Elman's network.
 
     python examples/character_model.py [--steps N] [--device cpu|cuda] [--output character_model.pt]
 
@@ -8,6 +8,7 @@ examples/decode.py writes text with the saved model.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -21,21 +22,17 @@ BATCH, LENGTH, EMBEDDING, HIDDEN = 32, 64, 64, 256
 
 
 class CharacterModel(nn.Module):
-    """Next-character scores: an embedding, a recurrent cell, and the read-out y = V h."""
+    """Next-character scores: an embedding, and Elman's network h_t = tanh(W x_t + U h_{t-1} + b), y_t = V h_t."""
 
-    def __init__(self, characters: int, cell: type[nn.RNNCell] = rnn_ext.RNNCell) -> None:
+    def __init__(self, characters: int, network: Callable[[int, int, int], nn.Module] = rnn_ext.ElmanNetwork) -> None:
         super().__init__()
         self.embedding = nn.Embedding(characters, EMBEDDING)
-        self.cell = cell(EMBEDDING, HIDDEN)
-        self.readout = nn.Linear(HIDDEN, characters, bias=False)
+        self.network = network(EMBEDDING, HIDDEN, characters)
 
-    def forward(self, tokens: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Scores (T, B, characters) and the last h (B, H) of tokens (T, B)."""
-        states = []
-        for x in self.embedding(tokens):
-            h = self.cell(x, h)
-            states.append(h)
-        return self.readout(torch.stack(states)), h
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Scores (T, B, characters) of tokens (T, B): all steps in one call."""
+        scores, _ = self.network(self.embedding(tokens))
+        return scores
 
 
 class Corpus:
@@ -55,7 +52,7 @@ class Corpus:
 
 def train_step(model: CharacterModel, optimizer: torch.optim.Optimizer, tokens: Tensor) -> float:
     """One update on tokens (T + 1, B); the loss before it, in nats a character."""
-    scores, _ = model(tokens[:-1])
+    scores = model(tokens[:-1])
     loss = F.cross_entropy(scores.flatten(0, 1), tokens[1:].flatten())
     optimizer.zero_grad()
     loss.backward()

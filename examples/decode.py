@@ -2,8 +2,8 @@
 
     python examples/decode.py character_model.pt [--prompt TEXT] [--steps N] [--texts N] [--temperature T]
 
-Each step's input is the last step's choice, so that no step can begin before the one before it has ended: this is where
-a cell is called, and not a layer over a whole sequence.
+The prompt is one call of the network. From there on each step's input is the last step's choice, so that no step can
+begin before the one before it has ended: this is where a cell is called, here on the parameters of the network's layer.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from character_model import CharacterModel
 from torch import Tensor
 from torch.nn import functional as F
 
+import rnn_ext
+
 
 @torch.inference_mode()
 def decode(model: CharacterModel, prompt: Tensor, temperature: float, generator: torch.Generator) -> Iterator[Tensor]:
     """After prompt (T, B), without end: the next tokens (B), drawn on the CPU from the model's chances."""
-    scores, h = model(prompt)
+    rnn, readout = model.network.rnn, model.network.readout
+    _, h_n = rnn(model.embedding(prompt))
+    h = h_n[0]
     while True:
-        chances = F.softmax(scores[-1].float().cpu() / temperature, 1)
+        chances = F.softmax(readout(h).float().cpu() / temperature, 1)
         tokens = torch.multinomial(chances, 1, generator=generator)[:, 0]
         yield tokens
-        scores, h = model(tokens[None].to(prompt.device), h)
+        h = rnn_ext.rnn_cell(model.embedding(tokens.to(prompt.device)), h, *rnn.all_weights[0])
 
 
 def write_texts(

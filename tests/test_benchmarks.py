@@ -451,6 +451,26 @@ def test_the_pages_agree_with_the_committed_results():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
+def test_the_demo_trains_four_models_alike(modules, monkeypatch, tmp_path, capsys):
+    """Two steps, without the benchmark at its end."""
+    demo = modules("demo")
+    trained = {}
+    draw = demo.draw
+    monkeypatch.setattr(demo, "draw", lambda trainers, path: trained.update(trainers) or draw(trainers, path))
+    monkeypatch.setattr(demo, "microbenchmark", lambda device: None)
+    options = ["--device", "cpu", "--steps", "2", "--output", str(tmp_path / "demo.png")]
+    monkeypatch.setattr(sys, "argv", ["demo.py", *options])
+    demo.main()
+    first, *others = (trainer.losses for trainer in trained.values())
+    assert len(first) == 2 and len(others) == 3
+    for losses in others:
+        assert losses == pytest.approx(first, abs=1e-5)
+    output = capsys.readouterr().out
+    assert "rnn_ext.ElmanNetwork next to nn.RNN" in output and "    The " in output
+    assert (tmp_path / "demo.png").exists()
+
+
 def test_compare_kernels_names_kernels_that_can_be_forced(monkeypatch):
     options = "--dry-run --shapes 64,1024,1024 --dtypes bfloat16"
     result = run(sys.executable, BENCHMARKS / "compare_kernels.py", *options.split())
