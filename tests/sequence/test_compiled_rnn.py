@@ -92,3 +92,51 @@ def test_a_compiled_rnn_takes_lengths_in_one_graph(backend):
     for lengths in (torch.tensor([3, 6, 0, 2]), torch.tensor([1, 1, 5, 6])):
         torch.testing.assert_close(compiled(x, lengths), rnn(x, lengths=lengths))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["not_strict", "strict"])
+def test_an_exported_rnn_gives_eager_results_and_lowers_to_aten(strict):
+    rnn = seeded(rnn_ext.RNN, 3, 5, 2, bidirectional=True, batch_first=True).eval()
+    x = torch.randn(6, 4, 3)
+    program = torch.export.export(rnn, (x,), strict=strict)
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("rnn_ext.rnn_layer.default") == 4
+    torch.testing.assert_close(program.module()(x), rnn(x))
+    table = torch.export.default_decompositions()
+    table.update(torch._decomp.get_decompositions([torch.ops.rnn_ext.rnn_layer]))
+    program = program.run_decompositions(table)
+    targets = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert all(target.namespace == "aten" for target in targets)
+    torch.testing.assert_close(program.module()(x), rnn(x))
+
+
+def test_an_exported_rnn_takes_other_lengths_and_batches():
+    class WithLengths(rnn_ext.RNN):
+        def forward(self, x, n):
+            return super().forward(x, lengths=n)
+
+    rnn = seeded(WithLengths, 3, 5)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    first = torch.randn(6, 4, 3), torch.tensor([3, 0, 6, 1])
+    program = torch.export.export(rnn, first, dynamic_shapes=({1: batch}, {0: batch}))
+    for inputs in (first, (torch.randn(6, 3, 3), torch.tensor([1, 2, 5]))):
+        torch.testing.assert_close(program.module()(*inputs), rnn(*inputs))
+
+
+def test_an_rnn_exported_to_onnx_gives_eager_results(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    rnn = seeded(rnn_ext.RNN, 3, 5, 2, bidirectional=True).eval()
+    x = torch.randn(6, 4, 3)
+    file = tmp_path / "rnn.onnx"
+    torch.onnx.export(rnn, (x,), dynamo=True, verbose=False).save(file)
+    session = onnxruntime.InferenceSession(file)
+    found = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close([torch.from_numpy(t) for t in found], list(rnn(x)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_rnn_through_inductor_gives_eager_results():
+    rnn = seeded(rnn_ext.RNN, 3, 5, 2)
+    x = torch.randn(6, 4, 3)
+    compiled = torch.compile(rnn, fullgraph=True)
+    torch.testing.assert_close(values_and_gradients(rnn, compiled, x), values_and_gradients(rnn, rnn, x))
