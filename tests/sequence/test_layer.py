@@ -98,3 +98,40 @@ def test_an_unbatched_layer_equals_a_batch_of_one():
         output, h_n = rnn_ext.rnn_layer(args.input[:, 0], args.hx[0], *args[2:], **options)
         expected = loop_of_cells(*args, reverse=bool(options.get("reverse")))
         torch.testing.assert_close((output, h_n), (expected[0][:, 0], expected[1][0]))
+
+
+@both_directions
+@every_entry
+def test_padding_may_be_nan(layer, reverse):
+    """It is neither read nor computed, and takes no gradient; nor does it give one."""
+    lengths = [4, 5, 0, 1]
+    padding = torch.arange(5).unsqueeze(1) >= torch.tensor(lengths)
+    args = arguments({}, {})
+    results = []
+    for value in (0.0, torch.nan):
+        leaves = args._replace(input=args.input.detach().masked_fill(padding.unsqueeze(-1), value)).leaves()
+        output, h_n = layer(*leaves, reverse=reverse, lengths=lengths)
+        grad_output = torch.ones_like(output).masked_fill(padding.unsqueeze(-1), value)
+        found = torch.autograd.grad([output, h_n], leaves, [grad_output, torch.ones_like(h_n)], create_graph=True)
+        again = torch.autograd.grad(sum(g.pow(2).sum() for g in found), leaves.present())
+        results.append([output, h_n, *found, *again])
+    torch.testing.assert_close(*results)
+
+
+@both_directions
+@every_entry
+def test_an_infinite_last_state_spoils_no_gradient_of_its_row(layer, reverse):
+    """Steps after it, which are not computed, would multiply it by a gradient of zero."""
+    args, lengths = layer_arguments(bias="none", hx=False), [2, 4, 1, 3]
+    args = args._replace(weight_ih=args.weight_ih.abs())
+    for row, n in enumerate(lengths):
+        args.input[0 if reverse else n - 1, row] = torch.inf
+    options = {"nonlinearity": "relu", "reverse": reverse, "lengths": lengths}
+    found = []
+    for f in (layer, loop_of_cells):
+        leaves = args.leaves()
+        output, h_n = f(*leaves, **options)
+        assert h_n.isinf().all()
+        found += torch.autograd.grad(output.sum() + h_n.sum(), leaves.weight_hh)
+    assert found[0].isfinite().all()
+    torch.testing.assert_close(*found)

@@ -184,6 +184,14 @@ def test_a_frozen_weight_saves_nothing_for_itself(layer, frozen):
     assert pointer not in [t.data_ptr() for t in saved_by(lambda: layer(*args))]
 
 
+@every_node
+def test_an_input_without_a_gradient_saves_no_weight_ih(layer):
+    args = small()
+    assert args.weight_ih.data_ptr() in [t.data_ptr() for t in saved_by(lambda: layer(*args))]
+    args.input.requires_grad_(False)
+    assert args.weight_ih.data_ptr() not in [t.data_ptr() for t in saved_by(lambda: layer(*args))]
+
+
 @pytest.mark.parametrize("options", [{}, {"num_layers": 3}, {"bidirectional": True}], ids=str)
 def test_no_more_bytes_are_saved_than_nn_rnn_saves(options):
     x = torch.randn(32, 8, 16, requires_grad=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from references import seeded
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -212,6 +213,11 @@ def test_each_weight_is_read_once_a_call(options):
             counter.reads = 0
         rnn(*args, **kwargs)
         assert {c.reads for c in counts.values()} == {1}
+    for counter in counts.values():
+        counter.reads = 0
+    with forward_ad.dual_level():  # which the kernels don't take
+        rnn(forward_ad.make_dual(X, X))
+    assert {c.reads for c in counts.values()} == {1}
 
 
 def test_a_patched_getattr_and_plain_attributes_count():
