@@ -1,4 +1,4 @@
-"""The table of what holds in PyTorch (docs/compatibility.md): each row says what the tests named here say."""
+"""The tables of what holds in PyTorch (docs/compatibility.md): each row says what the tests named here say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = TESTS.parent / "docs" / "compatibility.md"
 NOT_ON_A_GPU = "not yet run on a GPU"
 
 # The beginning of each row: the tests of what it says, by their file.
-ROWS = {
+CELL = {
     "an Elman cell": {
         "test_numerics.py": ["output_and_gradients_are_as_accurate_as_eager"],
         "pytorch/test_operators.py": ["eager_calls_run_the_fused_operators_and_no_other"],
@@ -126,6 +126,66 @@ ROWS = {
     },
 }
 
+SEQUENCES = {
+    "every option": {
+        "sequence/test_rnn.py": [
+            "batches_give_what_nn_rnn_gives",
+            "unbatched_input_gives_what_nn_rnn_gives",
+            "packed_input_gives_what_nn_rnn_gives",
+            "dropout_draws_nn_rnns_masks",
+        ],
+        "sequence/test_rnn_errors.py": ["wrong_calls_fail_in_the_words_of_nn_rnn", "what_nn_rnn_takes_is_taken"],
+        "pytorch/test_common_modules.py": ["forward_equals_the_samples_reference_and_torch_nn"],
+    },
+    "rows of different lengths": {
+        "sequence/test_rnn.py": ["lengths_do_what_packing_and_padding_do", "padding_may_be_nan"],
+        "sequence/test_rnn_errors.py": ["wrong_lengths_are_value_errors_with_the_numbers"],
+    },
+    "`torch.compile`": {
+        "sequence/test_compiled_rnn.py": [
+            "a_compiled_rnn_gives_eager_results_in_one_graph",
+            "a_compiled_rnn_takes_lengths_in_one_graph",
+            "a_compiled_rnn_takes_packed_input_with_graph_breaks_at_worst",
+            "the_graph_still_breaks_at_nn_rnn_in_compiled_code",
+        ]
+    },
+    "`torch.export`": {"pytorch/test_export.py": ["an_exported_rnn_is_the_operator_and_takes_any_length_and_batch"]},
+    "operators": {"pytorch/test_operators.py": ["the_layers_operators_are_registered_soundly"]},
+    "derivatives": {
+        "sequence/test_layer_derivatives.py": [
+            "first_derivatives_match_finite_differences",
+            "second_derivatives_match_finite_differences",
+            "third_derivatives_equal_those_of_a_loop_of_cells",
+        ]
+    },
+    "`torch.func`": {"sequence/test_rnn_modules.py": ["vmap_grad_and_jvp_give_what_a_loop_gives"]},
+    "autocast": {"sequence/test_rnn_modules.py": ["autocast_gives_nn_rnns_dtypes_and_casts_weights_once"]},
+    "modules": {
+        "sequence/test_rnn_modules.py": [
+            "state_dicts_load_both_ways",
+            "a_copy_is_an_independent_rnn_with_the_same_output",
+            "an_old_pickle_loads",
+            "hooks_see_and_change_what_nn_rnns_do",
+            "weights_may_be_tied_between_layers_and_directions",
+            "normed_and_pruned_weights_train_as_in_nn_rnn",
+        ]
+    },
+    "conversion": {
+        "pytorch/test_conversion.py": [
+            "conversion_reaches_every_cell_and_rnn_and_nothing_else",
+            "conversion_keeps_the_parametrizations_of_an_rnn",
+            "the_inverse_of_an_rnn_is_nn_rnn",
+        ]
+    },
+    "checkpointing": {
+        "sequence/test_rnn_modules.py": ["checkpointing_gives_the_same_gradients"],
+        "sequence/test_layer_derivatives.py": [
+            "an_in_place_change_of_what_is_saved_is_caught",
+            "a_retained_graph_gives_the_same_gradients_again",
+        ],
+    },
+}
+
 
 @pytest.fixture(scope="module")
 def section() -> str:
@@ -134,9 +194,10 @@ def section() -> str:
     return PAGE.read_text()
 
 
-def cells(section: str) -> list[list[str]]:
-    rows = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in row] for row in rows[2:]]
+def tables(section: str) -> list[list[list[str]]]:
+    """The cells of each table's rows, without its header."""
+    found = re.findall(r"(?:^\|.*\n)+", section, re.MULTILINE)
+    return [[[cell.strip() for cell in row.strip("|").split("|")] for row in t.splitlines()[2:]] for t in found]
 
 
 def runs_on_the_cpu(file: str, name: str) -> bool:
@@ -151,23 +212,47 @@ def runs_on_the_cpu(file: str, name: str) -> bool:
     return not any(m.endswith("mark.cuda") for m in marks)
 
 
-def test_every_row_of_the_table_has_its_tests(section):
-    rows = cells(section)
-    assert len(rows) == len(ROWS)
-    for (capability, ours, *_), (beginning, tests) in zip(rows, ROWS.items(), strict=True):
+@pytest.mark.parametrize("number, expected", [(0, CELL), (1, SEQUENCES)], ids=["cell", "sequences"])
+def test_every_row_of_the_tables_has_its_tests(section, number, expected):
+    assert len(tables(section)) == 2
+    rows = tables(section)[number]
+    assert len(rows) == len(expected)
+    for (capability, ours, *_), (beginning, tests) in zip(rows, expected.items(), strict=True):
         assert capability.startswith(beginning)
         on_the_cpu = [runs_on_the_cpu(file, name) for file, names in tests.items() for name in names]
         no_gpu_yet = "no GPU has run them" in README.read_text()
         assert ours == ("yes" if all(on_the_cpu) or not no_gpu_yet else NOT_ON_A_GPU)
 
 
-def test_the_python_of_the_section_lowers_a_program_to_aten(section):
+@pytest.mark.parametrize(
+    "module, shape", [(rnn_ext.RNNCell, (3, 4)), (rnn_ext.RNN, (6, 3, 4))], ids=["cell", "sequence"]
+)
+def test_the_python_of_the_section_lowers_a_program_to_aten(section, module, shape):
     (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    cell = rnn_ext.RNNCell(4, 5)
-    names = {"torch": torch, "program": torch.export.export(cell, (torch.zeros(3, 4),))}
+    names = {"torch": torch, "program": torch.export.export(module(4, 5), (torch.zeros(shape),))}
     exec(textwrap.dedent(code), names)
     targets = [node.target for node in names["program"].graph.nodes if node.op == "call_function"]
-    assert targets and all(target.namespace == "aten" for target in targets)
+    operators = [target for target in targets if hasattr(target, "namespace")]
+    assert operators and all(target.namespace == "aten" for target in operators)
+
+
+class WithRNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = rnn_ext.RNN(4, 5)
+
+    def forward(self, x):
+        return self.rnn(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_torchscript_takes_a_model_with_an_rnn_after_the_inverse():
+    model, x = WithRNN(), torch.randn(6, 3, 4)
+    expected = model(x)
+    with pytest.raises(torch.jit.frontend.NotSupportedError, match="keyword-only"):
+        torch.jit.script(model)
+    scripted = torch.jit.script(rnn_ext.convert(model, inverse=True))
+    torch.testing.assert_close(scripted(x), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Was not able to save")

@@ -67,6 +67,17 @@ def test_an_exported_cell_is_transformed_as_the_cell(device):
         torch.testing.assert_close(transform(program.module())(x), transform(cell)(x))
 
 
+def test_an_exported_rnn_is_the_operator_and_takes_any_length_and_batch():
+    rnn = rnn_ext.RNN(3, 4, num_layers=2, bidirectional=True)
+    dynamic = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    exported = torch.export.export(rnn, (torch.randn(6, 5, 3),), dynamic_shapes={"input": dynamic})
+    targets = [node.target for node in exported.graph.nodes]
+    assert targets.count(torch.ops.rnn_ext.rnn_layer.default) == 4
+    for steps, batch in ((6, 5), (9, 2), (2, 7)):
+        x = torch.randn(steps, batch, 3)
+        torch.testing.assert_close(exported.module()(x), rnn(x))
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_an_exported_cell_is_compiled_ahead_of_time_by_aotinductor(device, tmp_path):

@@ -60,6 +60,17 @@ def test_the_backward_operator_is_registered_soundly(dtype, requires_grad, hx, d
         opcheck(rnn_cell_backward_op, (*leaves, *rest[4:]))
 
 
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+@pytest.mark.parametrize("lengths", [None, [3, 0, 2]], ids=["whole", "lengths"])
+def test_the_layers_operators_are_registered_soundly(hx, lengths):
+    T, B, I, H = 3, 3, 4, 5  # noqa: E741
+    sizes = [(T, B, I), (B, H), (H, I), (H, H), (H,), (H,)]
+    tensors = [torch.randn(size, requires_grad=True) for size in sizes]
+    tensors[1] = tensors[1] if hx else None
+    rows = None if lengths is None else torch.tensor(lengths)
+    opcheck(torch.ops.rnn_ext.rnn_layer, (*tensors, "tanh", False, False, rows, None))
+
+
 @pytest.mark.parametrize("batch", [(), (1,), (3,)], ids=["unbatched", "one_row", "three_rows"])
 def test_the_operator_on_fake_tensors_predicts_shape_dtype_and_strides(batch, device):
     args = random_arguments(3, dtype=torch.bfloat16, device=device)
