@@ -56,7 +56,7 @@ def values_and_gradients(rnn: nn.RNN, x, hx: Tensor | None) -> list[Tensor]:
         for theirs, ours in zip(x[1:], result[0][1:], strict=True):
             assert theirs is ours
         result = result[0].data, result[1]
-    weights = [torch.sin(torch.arange(t.numel(), dtype=torch.float64)).view(t.shape).to(t.dtype) for t in result]
+    weights = [torch.sin(torch.arange(t.numel(), dtype=torch.float64)).view(t.shape).to(t) for t in result]
     loss = sum((t * w).sum() for t, w in zip(result, weights, strict=True))
     return [*result, *torch.autograd.grad(loss, [*inputs, *rnn.parameters()])]
 
@@ -231,3 +231,33 @@ def test_padding_may_be_nan(reverse):
     leaf = poisoned.clone().requires_grad_()
     output, _ = rnn(leaf, lengths=LENGTHS)
     assert not torch.autograd.grad(output, leaf, grad)[0].isnan().any()
+
+
+# On CUDA, as long as there are no kernels of ours for sequences: cuDNN and ATen
+
+
+@pytest.mark.cuda
+@every_hx
+@every_option
+def test_cuda_tensors_give_what_nn_rnn_gives(options, hx):
+    rnns = [rnn.cuda() for rnn in pair(I, H, dtype=torch.float64, **options)]
+    x = padded((T, B, I), rnns[0]).cuda()
+    packed = pack_padded_sequence(x, torch.tensor([4, 1, 6, 4]), rnns[0].batch_first, enforce_sorted=False)
+    for input in (x, x[:, 0], packed):
+        batch = () if input is not packed and input.dim() == 2 else (B,)
+        assert_same(rnns, input, states(rnns[0], *batch).cuda() if hx else None)
+
+
+@pytest.mark.cuda
+@every_option
+def test_cuda_and_the_cpu_agree_on_what_nn_rnn_does_not_have(options):
+    for nonlinearity, lengths in (("sigmoid", None), ("sigmoid", LENGTHS), ("tanh", LENGTHS)):
+        rnn = seeded(rnn_ext.RNN, I, H, dtype=torch.float64, **(options | {"nonlinearity": nonlinearity}))
+        x = padded((T, B, I), rnn)
+        results = []
+        for device in ("cpu", "cuda"):
+            rnn, leaf = rnn.to(device), x.to(device).requires_grad_()
+            output, h_n = rnn(leaf, lengths=lengths)
+            found = torch.autograd.grad(output.pow(2).sum() + h_n.sum(), [leaf, *rnn.parameters()])
+            results.append([t.cpu() for t in (output, h_n, *found)])
+        torch.testing.assert_close(*results)
