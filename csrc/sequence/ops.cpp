@@ -127,6 +127,15 @@ std::array<Tensor, kNumLayerGradients> empty_layer_gradients(const LayerBackward
   return gradients;
 }
 
+std::vector<Tensor> asked_gradients(const std::array<Tensor, kNumLayerGradients>& gradients) {
+  std::vector<Tensor> asked;
+  asked.reserve(kNumLayerGradients);
+  for (const auto& gradient : gradients) {
+    if (gradient.defined()) asked.push_back(gradient);
+  }
+  return asked;
+}
+
 StepTables::StepTables(const Tensor& data, const LayerOptions& options) {
   if (options.batch_sizes.has_value()) {
     batch_sizes_ = options.batch_sizes->contiguous();
@@ -189,11 +198,7 @@ std::vector<Tensor> rnn_layer_backward_meta(const OptTensor& grad_output, const 
       hx,          weight_ih, weight_hh, {nonlinearity, reverse, batch_first, lengths, batch_sizes},
       output_mask};
   check_layer_backward(arguments);
-  std::vector<Tensor> asked;
-  for (auto& gradient : empty_layer_gradients(arguments)) {
-    if (gradient.defined()) asked.push_back(std::move(gradient));
-  }
-  return asked;
+  return asked_gradients(empty_layer_gradients(arguments));
 }
 
 // As the cell's: nn.RNN, too, is on autocast's low-precision list.

@@ -62,6 +62,9 @@ Nonlinearity check_layer_backward(const LayerBackwardArguments& arguments);
 std::tuple<Tensor, Tensor> empty_layer_outputs(const LayerArguments& arguments);
 std::array<Tensor, kNumLayerGradients> empty_layer_gradients(const LayerBackwardArguments& arguments);
 
+// The gradients that were asked for, in order, as the operator returns them.
+std::vector<Tensor> asked_gradients(const std::array<Tensor, kNumLayerGradients>& gradients);
+
 // Steps, and the tables that they point to, for data of such a layer on the CPU.
 class StepTables {
  public:

@@ -3,6 +3,7 @@
 
 #include "cpu/sequence/launch.h"
 #include "operators/checks.h"
+#include "operators/find_op.h"
 #include "sequence/ops.h"
 
 namespace rnn_ext {
@@ -17,6 +18,62 @@ void clear_padding(const Tensor& t, const LayerOptions& options) {
   if (options.lengths.has_value()) t.zero_();
 }
 
+// A few steps with large weights go through the cell's operators: the layer's kernels would pack the weights, which
+// takes longer than to read them once or twice; for a few rows from beyond the caches, than to read them many times.
+// (Measured in one thread: 2048 units, B = 1. In backward packing pays from the second step, as the weights' gradients
+// of all steps are then one product.)
+bool is_padded(const LayerOptions& options) { return !options.lengths.has_value() && !options.batch_sizes.has_value(); }
+
+bool is_a_few_cells(const LayerArguments& a) {
+  constexpr int64_t kCached = 1 << 16, kBeyondCaches = 1 << 21, kFewRows = 4;
+  const int64_t weights = a.weight_ih.numel() + a.weight_hh.numel();
+  if (!is_padded(a.options) || weights < kCached) return false;
+  const int64_t steps = a.input.size(a.options.batch_first ? 1 : 0);
+  if (weights < kBeyondCaches) return steps <= 3;
+  return steps <= (a.input.size(a.options.batch_first ? 0 : 1) <= kFewRows ? 32 : 8);
+}
+
+bool is_one_cell(const LayerBackwardArguments& a) {
+  return is_padded(a.options) && a.output.size(a.options.batch_first ? 1 : 0) == 1 && a.output.size(-1) >= 256;
+}
+
+Tensor step_of(const Tensor& t, const LayerOptions& options, int64_t s) {
+  const int64_t dim = options.batch_first ? 1 : 0;
+  return t.select(dim, options.reverse ? t.size(dim) - 1 - s : s);
+}
+
+std::tuple<Tensor, Tensor> cells_forward(const LayerArguments& a) {
+  using Signature = Tensor(const Tensor&, const OptTensor&, const Tensor&, const Tensor&, const OptTensor&,
+                           const OptTensor&, std::string_view);
+  static const auto cell = find_op<Signature>("rnn_ext::rnn_cell");
+  auto [output, h_n] = empty_layer_outputs(a);
+  OptTensor h = a.hx.has_value() ? *a.hx : at::zeros_like(h_n);
+  for (int64_t s = 0; s < a.input.size(a.options.batch_first ? 1 : 0); ++s) {
+    h = cell.call(step_of(a.input, a.options, s), h, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh,
+                  a.options.nonlinearity);
+    step_of(output, a.options, s).copy_(*h);
+  }
+  return {output, *h};
+}
+
+std::vector<Tensor> cell_backward(const LayerBackwardArguments& a) {
+  using Signature = std::vector<Tensor>(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&,
+                                        const OptTensor&, const OptTensor&, std::string_view, LayerOutputMask);
+  static const auto cell = find_op<Signature>("rnn_ext::rnn_cell_backward");
+  const auto output = step_of(a.output, a.options, 0);
+  Tensor grad = a.grad_h_n.value_or(Tensor());
+  if (a.grad_output.has_value()) {
+    const auto of_step = step_of(*a.grad_output, a.options, 0);
+    grad = grad.defined() ? grad + of_step : of_step;
+  }
+  if (!grad.defined()) grad = at::zeros_like(output);
+  const OptTensor input = a.input.has_value() ? OptTensor(step_of(*a.input, a.options, 0)) : std::nullopt;
+  auto gradients = cell.call(grad, output, input, a.hx.has_value() ? *a.hx : at::zeros_like(output), a.weight_ih,
+                             a.weight_hh, a.options.nonlinearity, a.output_mask);
+  if (a.output_mask[kLayerGradInput]) gradients[0] = gradients[0].unsqueeze(a.options.batch_first ? 1 : 0);
+  return gradients;
+}
+
 std::tuple<Tensor, Tensor> rnn_layer_cpu(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
                                          const Tensor& weight_hh, const OptTensor& bias_ih_, const OptTensor& bias_hh_,
                                          std::string_view name, bool reverse, bool batch_first,
@@ -24,6 +81,7 @@ std::tuple<Tensor, Tensor> rnn_layer_cpu(const Tensor& input, const OptTensor& h
   const LayerOptions options = {name, reverse, batch_first, lengths, batch_sizes};
   const LayerArguments arguments = {input, hx, weight_ih, weight_hh, bias_ih_, bias_hh_, options};
   const auto nonlinearity = check_layer_forward(arguments);
+  if (is_a_few_cells(arguments)) return cells_forward(arguments);
   const StepTables tables(input, options);
   const auto bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
   auto [output, h_n] = empty_layer_outputs(arguments);
@@ -58,15 +116,13 @@ std::vector<Tensor> rnn_layer_backward_cpu(const OptTensor& grad_output, const O
   const LayerBackwardArguments arguments = {grad_output, grad_h_n,  output_, input,      hx_,
                                             weight_ih,   weight_hh, options, output_mask};
   const auto nonlinearity = check_layer_backward(arguments);
+  if (is_one_cell(arguments)) return cell_backward(arguments);
   const StepTables tables(output_, options);
   const auto output = unit_columns(output_);
   const auto hx = unit_columns(hx_);
   const auto gradients = empty_layer_gradients(arguments);
   if (gradients[kLayerGradInput].defined()) clear_padding(gradients[kLayerGradInput], options);
-  std::vector<Tensor> asked;
-  for (const auto& gradient : gradients) {
-    if (gradient.defined()) asked.push_back(gradient);
-  }
+  auto asked = asked_gradients(gradients);
   if (asked.empty()) return asked;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_layer_backward", [&] {
     const auto& grad_bias = gradients[gradients[kLayerGradBiasIh].defined() ? kLayerGradBiasIh : kLayerGradBiasHh];

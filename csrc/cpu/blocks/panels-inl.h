@@ -124,6 +124,7 @@ void Singles<T>::pack(const T* m, int64_t inner_stride, int64_t col_stride, int6
         typename Vec::V v[kLanes];
         UNROLL for (int i = 0; i < kLanes; ++i) {
           const T* row = from + i * col_stride + k;
+          if (i < n) __builtin_prefetch(row + 8 * kLanes);  // as many streams as no hardware follows
           v[i] = i >= n ? Vec::zero() : terms == kLanes ? Vec::load(row) : Vec::load(row, terms);
         }
         Vec::transpose(v);

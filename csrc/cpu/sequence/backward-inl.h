@@ -35,8 +35,9 @@ struct BackwardMemory {
     last = memory.take(B * stride);
     dz = memory.take(rows_of_block * stride + kWidth);  // read in whole vectors, whatever their place
     strip = memory.take(wants_weights(p) ? strips * kStrip * Terms::words(rows_of_block) + kWidth : 0);
-    dw = memory.take(p.grad_weight_ih ? panel_count<S>(I) * kWidth * strips * kStrip : 0);
-    du = memory.take(p.grad_weight_hh ? panel_count<S>(H) * kWidth * strips * kStrip : 0);
+    const bool blocks = p.steps.steps > division.steps_per_block;
+    dw = memory.take(p.grad_weight_ih && blocks ? panel_count<S>(I) * kWidth * strips * kStrip : 0);
+    du = memory.take(p.grad_weight_hh && blocks ? panel_count<S>(H) * kWidth * strips * kStrip : 0);
     db = memory.take(p.grad_bias ? panel_count<S>(H) * kWidth : 0);
     panel = memory.take(division.threads() * Terms::words(rows_of_block) * kWidth) +
             thread * Terms::words(rows_of_block) * kWidth;
@@ -90,9 +91,19 @@ void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, i
   }
 }
 
-// c[i, :] += Σ_r strip[r, i] · panel[r, :], for the rows of a strip.
-template <typename Terms, int NV, typename S>
-__attribute__((noinline)) void weights_tile(const S* strip, const S* panel, int64_t words, S* c) {
+// What becomes of a tile of the weights' gradients: sums of a block of steps, of which there may be many.
+template <typename T>
+struct WeightsTile {
+  acc_t<T>* sums;  // of the blocks before
+  bool first;      // there are none
+  T* gradient;     // null: there are blocks to come
+  int64_t stride;
+  int64_t rows, cols;  // of the gradient, that a tile at its edge may not have all of
+};
+
+// The tile of Σ_r strip[r, i] · panel[r, :].
+template <typename Terms, int NV, typename T, typename S>
+__attribute__((noinline)) void weights_tile(const S* strip, const S* panel, int64_t words, const WeightsTile<T>& to) {
   using Vec = typename PanelsOf<S>::Vec;
   using V = typename Vec::V;
   constexpr int kStrip = PanelsOf<S>::kRows, kLanes = PanelsOf<S>::kLanes;
@@ -106,10 +117,27 @@ __attribute__((noinline)) void weights_tile(const S* strip, const S* panel, int6
       UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Terms::add(x, b[j], acc[i][j]);
     }
   }
+  if (!to.first) {
+    UNROLL for (int i = 0; i < kStrip; ++i) {
+      UNROLL for (int j = 0; j < NV; ++j) acc[i][j] += Vec::load(to.sums + (i * NV + j) * kLanes);
+    }
+  }
+  if (!to.gradient) {
+    UNROLL for (int i = 0; i < kStrip; ++i) {
+      UNROLL for (int j = 0; j < NV; ++j) Vec::store(to.sums + (i * NV + j) * kLanes, acc[i][j]);
+    }
+    return;
+  }
   UNROLL for (int i = 0; i < kStrip; ++i) {
-    UNROLL for (int j = 0; j < NV; ++j) {
-      S* const to = c + (i * NV + j) * kLanes;
-      Vec::store(to, Vec::load(to) + acc[i][j]);
+    if (i < to.rows) {
+      UNROLL for (int j = 0; j < NV; ++j) {
+        T* const row = to.gradient + i * to.stride + j * kLanes;
+        if (to.cols - j * kLanes >= kLanes) {
+          Vec::store(row, acc[i][j]);
+        } else {
+          Vec::store(row, acc[i][j], to.cols - j * kLanes);
+        }
+      }
     }
   }
 }
@@ -143,16 +171,15 @@ class LayerBackwardPass {
       worker_.all->wait(worker_.thread);
       pack_strips(rows);
       grad_inputs(first, end);
-      grad_bias(rows);
+      grad_bias(first, end, rows);
       worker_.all->wait(worker_.thread);
       grad_weights(first, end, rows);
       worker_.all->wait(worker_.thread);
     }
-    store_weights();
   }
 
  private:
-  // This worker's part of the packed weights, grad_h_n, and zeros for what is summed.
+  // This worker's part of the packed weights, and grad_h_n.
   void prepare() {
     const Matrix<T>& W = p_.weights.weight_ih;
     const Matrix<T>& U = p_.weights.weight_hh;
@@ -163,13 +190,6 @@ class LayerBackwardPass {
     }
     load_matrix(p_.grad_h_n, p_.steps, walk_.first_row, walk_.rows, H_, own_.begin, own_.end,
                 m_.grad_h_n + walk_.first_row * m_.stride, m_.stride);
-    const auto clear = [&](S* sums, int64_t size) {
-      const Share share = share_of(size, worker_.thread, threads_);
-      for (int64_t i = share.begin; i < share.end; ++i) sums[i] = 0;
-    };
-    if (p_.grad_weight_ih) clear(m_.dw, panel_count<S>(I_) * kWidth * m_.strips * kStrip);
-    if (p_.grad_weight_hh) clear(m_.du, panel_count<S>(H_) * kWidth * m_.strips * kStrip);
-    if (p_.grad_bias) clear(m_.db, padded<S>(H_));
   }
 
   // dz of the steps from `end` back to `first`. Returns how many rows they have in all.
@@ -255,7 +275,7 @@ class LayerBackwardPass {
     }
   }
 
-  void grad_bias(int64_t rows) {
+  void grad_bias(int64_t first, int64_t end, int64_t rows) {
     if (!p_.grad_bias) return;
     const Share share = share_of(padded<S>(H_) / kLanes, worker_.thread, threads_);
     for (int64_t v = share.begin; v < share.end; ++v) {
@@ -267,7 +287,10 @@ class LayerBackwardPass {
       }
       for (; r < rows; ++r) sums[0] += Vec::load(dz + r * m_.stride);
       S* const db = m_.db + v * kLanes;
-      Vec::store(db, Vec::load(db) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
+      typename Vec::V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      if (end < p_.steps.steps) sum += Vec::load(db);
+      Vec::store(db, sum);
+      if (first == 0) store_row(m_.db, H_, v * kLanes, (v + 1) * kLanes, p_.grad_bias);
     }
   }
 
@@ -292,7 +315,7 @@ class LayerBackwardPass {
         load_panel(first, end, I_ - col, vectors, p_.input.col_stride, [&](int64_t s, int64_t b) {
           return p_.input.at(p_.steps, whole_.time(s), b) + col * p_.input.col_stride;
         });
-        weights_panel(m_.dw + col * m_.strips * kStrip, vectors, rows);
+        weights_panel(m_.dw, p_.grad_weight_ih, I_, col, vectors, first, end, rows);
       } else {
         const int64_t panel = i - of_input, col = panel * kWidth;
         const int vectors = panel_vectors<S>(H_, panel);
@@ -301,36 +324,26 @@ class LayerBackwardPass {
           if (b < whole_.going_on(s)) return p_.output.at(p_.steps, whole_.time(s - 1), b) + col;
           return p_.hx.data ? p_.hx.data + p_.steps.place(b) * p_.hx.row_stride + col : nullptr;
         });
-        weights_panel(m_.du + col * m_.strips * kStrip, vectors, rows);
+        weights_panel(m_.du, p_.grad_weight_hh, H_, col, vectors, first, end, rows);
       }
     }
   }
 
-  void weights_panel(S* sums, int vectors, int64_t rows) {
+  void weights_panel(S* sums, T* gradient, int64_t size, int64_t col, int vectors, int64_t first, int64_t end,
+                     int64_t rows) {
     const int64_t words = Terms::words(rows);
     for (int64_t i = 0; i < m_.strips; ++i) {
-      const S* strip = m_.strip + i * kStrip * words;
-      S* const c = sums + i * kStrip * vectors * kLanes;
-      vectors == 2 ? weights_tile<Terms, 2>(strip, m_.panel, words, c)
-                   : weights_tile<Terms, 1>(strip, m_.panel, words, c);
+      const int64_t row = i * kStrip;
+      const S* strip = m_.strip + row * words;
+      const WeightsTile<T> to = {.sums = sums + col * m_.strips * kStrip + row * vectors * kLanes,
+                                 .first = end == p_.steps.steps,
+                                 .gradient = first == 0 ? gradient + row * size + col : nullptr,
+                                 .stride = size,
+                                 .rows = H_ - row,
+                                 .cols = size - col};
+      vectors == 2 ? weights_tile<Terms, 2>(strip, m_.panel, words, to)
+                   : weights_tile<Terms, 1>(strip, m_.panel, words, to);
     }
-  }
-
-  void store_weights() {
-    const Share share = share_of(H_, worker_.thread, threads_);
-    const auto store = [&](const S* sums, int64_t size, T* gradient) {
-      if (!gradient) return;
-      for (int64_t i = 0; i < panel_count<S>(size); ++i) {
-        const int64_t width = panel_vectors<S>(size, i) * kLanes, n = smaller(width, size - i * kWidth);
-        for (int64_t row = share.begin; row < share.end; ++row) {
-          store_row(sums + i * kWidth * m_.strips * kStrip + row * width, n, 0, padded<S>(n),
-                    gradient + row * size + i * kWidth);
-        }
-      }
-    };
-    store(m_.dw, I_, p_.grad_weight_ih);
-    store(m_.du, H_, p_.grad_weight_hh);
-    if (p_.grad_bias && worker_.thread == 0) store_row(m_.db, H_, 0, padded<S>(H_), p_.grad_bias);
   }
 
   const LayerBackwardParams<T>& p_;

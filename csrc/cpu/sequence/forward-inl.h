@@ -1,30 +1,37 @@
 // h_t = f(z_t), z_t = x_t Wᵀ + b + h_{t-1} Uᵀ: the first two terms for a block of steps at once, by one product, the
 // last one step by step. h_t takes the place of z_t, in the accumulation type but rounded to the data's; from there the
 // next step reads it, however the output's rows lie.
+//
+// Rows shorter than a vector (narrow ones) leave z for a state of their own, where they lie next to each other: then f,
+// most of such a step's work, is computed for several rows at once.
 #pragma once
 
 template <typename T, typename Terms>
 struct ForwardMemory {
   using S = acc_t<T>;
   int64_t stride, x_stride;
+  bool narrow;
+  int64_t h_stride;
   S *w, *u, *bias;
-  S* begin;  // (B): hx
-  S* last;   // a group's rows: the last step of the block before
-  S* z;      // a group's rows of a block
-  S* x;      // a thread's chunk of rows
-  S* words;  // a thread's: rows of x, or of h, as they are multiplied
+  S* begin;     // (B): hx
+  S* state[2];  // a group's rows: the last step of the block before; narrow ones: of the step before, and this one
+  S* z;         // a group's rows of a block
+  S* x;         // a thread's chunk of rows
+  S* words;     // a thread's: rows of x, or of h, as they are multiplied
 
   // Of one group and thread, whose rows and chunk come after those of the others.
   ForwardMemory(const LayerForwardParams<T>& p, const Division& division, int thread, Memory<S>& memory) {
     const int64_t I = p.weights.input_size, H = p.weights.hidden_size, B = p.steps.batch;
     stride = padded_stride<S>(H);
     x_stride = padded_stride<S>(I);
+    narrow = H < PanelsOf<S>::kLanes;
+    h_stride = narrow ? H : stride;
     const int64_t first_row = division.rows[thread / division.members];
     w = memory.take(panels_size<S>(H, Terms::words(I)));
     u = memory.take(panels_size<S>(H, Terms::words(H)));
     bias = memory.take(panel_count<S>(H) * PanelsOf<S>::kWidth);
     begin = memory.take(B * stride) + first_row * stride;
-    last = memory.take(B * stride) + first_row * stride;
+    for (S*& rows : state) rows = memory.take(B * stride) + first_row * stride;
     z = memory.take(B * division.steps_per_block * stride) + first_row * division.steps_per_block * stride;
     x = memory.take(kChunkRows * division.threads() * x_stride) + kChunkRows * thread * x_stride;
     const int64_t most_words = Terms::operand_size(kChunkRows > B ? kChunkRows : B, I > H ? I : H);
@@ -77,6 +84,44 @@ void finish_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, in
   }
 }
 
+// The same for narrow rows, H elements apart.
+template <Nonlinearity kind, typename T>
+void finish_narrow_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, acc_t<T>* h) {
+  using Vec = typename VecOf<T>::type;
+  const int64_t H = p.weights.hidden_size, size = walk.count(s) * H, t = walk.time(s);
+  const bool in_a_run = p.output.row_stride == H && p.steps.order == nullptr;
+  T* const run = p.output.data + p.steps.begin(t) * p.output.step_stride + walk.first_row * H;
+  for (int64_t j = 0; j < size; j += Vec::kLanes) {
+    alignas(64) T elsewhere[Vec::kLanes];
+    T* const output = in_a_run ? run + j : elsewhere;
+    typename Vec::V v = activate<kind, Vec>(Vec::load(h + j));
+    if (size - j >= Vec::kLanes) {
+      Vec::store(output, v);
+      if constexpr (sizeof(T) != sizeof(acc_t<T>)) v = Vec::load(output);
+    } else {
+      Vec::store(output, v, size - j);
+      if constexpr (sizeof(T) != sizeof(acc_t<T>)) v = Vec::load(output, size - j);
+    }
+    Vec::store(h + j, v);
+  }
+  if (in_a_run) return;
+  for (int64_t b = 0; b < walk.count(s); ++b) {
+    Vec::store(p.output.at(p.steps, t, walk.first_row + b), Vec::load(h + b * H), H);
+  }
+}
+
+template <typename T>
+void finish_narrow_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, acc_t<T>* h) {
+  switch (p.weights.nonlinearity) {
+    case Nonlinearity::kTanh:
+      return finish_narrow_step<Nonlinearity::kTanh>(p, walk, s, h);
+    case Nonlinearity::kRelu:
+      return finish_narrow_step<Nonlinearity::kRelu>(p, walk, s, h);
+    case Nonlinearity::kSigmoid:
+      return finish_narrow_step<Nonlinearity::kSigmoid>(p, walk, s, h);
+  }
+}
+
 // x of the rows from (s, b) on, as many as fit; moves (s, b) behind them.
 template <typename T>
 int64_t load_inputs(const LayerForwardParams<T>& p, const Walk& walk, int64_t last_step, int64_t& s, int64_t& b,
@@ -115,16 +160,17 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   }
   const Walk walk = {p.steps, p.reverse, division.rows[group], division.rows[group + 1] - division.rows[group]};
   const Columns<S> own(H, member, division.members);
-  load_matrix(p.hx, p.steps, walk.first_row, walk.rows, H, own.begin, own.end, m.begin, m.stride);
+  load_matrix(p.hx, p.steps, walk.first_row, walk.rows, H, own.begin, own.end, m.begin, m.h_stride);
   worker.all->wait(worker.thread);
 
   const Parts parts = parts_for(p.steps.batch);
-  const auto multiply = [&](const S* h, S* z, int64_t rows) {
+  const auto multiply = [&](const S* before, const S* z, S* h, int64_t rows) {
     int64_t words_stride;
-    const S* words = Terms::operand(h, m.stride, rows, H, m.words, &words_stride);
-    panel_product<Terms, S>({words, words_stride, m.u, Terms::words(H), z, m.stride, z, m.stride, padded<S>(H)}, rows,
+    const S* words = Terms::operand(before, m.h_stride, rows, H, m.words, &words_stride);
+    panel_product<Terms, S>({words, words_stride, m.u, Terms::words(H), z, m.stride, h, m.h_stride, padded<S>(H)}, rows,
                             own.first_panel, own.last_panel, parts);
   };
+  const S* before = m.state[0];
   for (int64_t first = 0; first < T_; first += division.steps_per_block) {
     const int64_t end = smaller(first + division.steps_per_block, T_);
     S* z = m.z;
@@ -137,26 +183,31 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
       z += rows * m.stride;
     }
     if (first > 0) worker.group->wait(member);
-    const S* before = m.last;
     z = m.z;
     for (int64_t s = first; s < end; ++s) {
       const int64_t rows = walk.count(s), going_on = walk.going_on(s), next = walk.count(s + 1);
-      multiply(before, z, going_on);
-      multiply(m.begin + going_on * m.stride, z + going_on * m.stride, rows - going_on);
-      finish_step(p, walk, s, own.begin, own.end, z, m.stride);
+      S* const h = m.narrow ? m.state[s % 2] : z;
+      multiply(before, z, h, going_on);
+      multiply(m.begin + going_on * m.h_stride, z + going_on * m.stride, h + going_on * m.h_stride, rows - going_on);
+      if (m.narrow) {
+        finish_narrow_step(p, walk, s, h);
+      } else {
+        finish_step(p, walk, s, own.begin, own.end, h, m.stride);
+      }
       for (int64_t b = next; b < rows; ++b) {
-        store_row(z + b * m.stride, H, own.begin, own.end, p.h_n + p.steps.place(walk.first_row + b) * H);
+        store_row(h + b * m.h_stride, H, own.begin, own.end, p.h_n + p.steps.place(walk.first_row + b) * H);
       }
       worker.group->wait(member);
-      before = z;
+      before = h;
       z += rows * m.stride;
     }
-    if (end < T_) {
+    if (end < T_ && !m.narrow) {  // z is about to be another block's
       for (int64_t b = 0; b < walk.count(end - 1); ++b) {
         for (int64_t j = own.begin; j < own.end; j += PanelsOf<S>::kLanes) {
-          PanelsOf<S>::Vec::store(m.last + b * m.stride + j, PanelsOf<S>::Vec::load(before + b * m.stride + j));
+          PanelsOf<S>::Vec::store(m.state[0] + b * m.stride + j, PanelsOf<S>::Vec::load(before + b * m.stride + j));
         }
       }
+      before = m.state[0];
     }
   }
 }
