@@ -28,6 +28,7 @@ def rnn_layer(
     batch_first: object,
     lengths: object,
     batch_sizes: object,
+    with_layers: object,
 ) -> tuple[Tensor, Tensor] | None: ...
 def get_parameters(module: Module, names: tuple[str, ...]) -> tuple[Any, Any, Any, Any]: ...
 def rnn_cell_below_autograd(

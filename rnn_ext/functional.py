@@ -201,7 +201,7 @@ def run_layer(
     compiling = torch.compiler.is_compiling()
     result: tuple[Tensor, Tensor] | None
     if not compiling:
-        result = _C.rnn_layer(*arguments, *options)
+        result = _C.rnn_layer(*arguments, *options, False)
         if result is not None:
             return result
         if has_torch_function(arguments):

@@ -105,14 +105,13 @@ class RNN(nn.RNN):
             and (hx is None or hx.dim() == 3)
             and self.mode in _NONLINEARITIES
         ):
-            state = None if hx is None else hx.squeeze(0)
             first = _C.get_parameters(self, _FIRST) if self.bias else self._read(0)
             try:
                 result = _C.rnn_layer(
-                    input, state, *first, _NONLINEARITIES[self.mode], False, self.batch_first, None, None
+                    input, hx, *first, _NONLINEARITIES[self.mode], False, self.batch_first, None, None, True
                 )
                 if result is not None:
-                    return result[0], result[1].unsqueeze(0)
+                    return result
             except RuntimeError:  # which comes again, in nn.RNN's words
                 pass
         return self._stack(input, hx, lengths, first)

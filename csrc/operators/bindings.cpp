@@ -39,8 +39,8 @@ OptTensor as_optional(const py::handle& object) {
 // Whether a call is so short that to let other Python threads run meanwhile would take longer: a tenth of the smallest.
 bool is_short(const Tensor& input, const Tensor& weight_ih, const Tensor& weight_hh) {
   constexpr int64_t kMultiplyAdds = 1 << 17;
-  return input.is_cpu() &&
-         (input.dim() == 2 ? input.size(0) : 1) * (weight_ih.numel() + weight_hh.numel()) < kMultiplyAdds;
+  const int64_t rows = input.dim() > 1 && input.size(-1) > 0 ? input.numel() / input.size(-1) : 1;
+  return input.is_cpu() && rows * (weight_ih.numel() + weight_hh.numel()) < kMultiplyAdds;
 }
 
 // The fused cell; None where the fused kernels don't take these arguments. pybind11's way in costs as much as a small
@@ -68,10 +68,11 @@ PyObject* rnn_cell(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t 
   END_HANDLE_TH_ERRORS
 }
 
-// The same for a layer over a sequence: (output, h_n), or None.
+// The same for a layer over a sequence: (output, h_n), or None. The last argument says whether hx and h_n have nn.RNN's
+// dimension of layers in front, of size 1: to add and remove it in Python takes as long as a tiny sequence.
 PyObject* rnn_layer(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t count) {
   HANDLE_TH_ERRORS
-  TORCH_CHECK_TYPE(count == 11, "rnn_layer takes 11 arguments, but got ", count);
+  TORCH_CHECK_TYPE(count == 12, "rnn_layer takes 12 arguments, but got ", count);
   const py::handle input = arguments[0], hx = arguments[1], weight_ih = arguments[2], weight_hh = arguments[3],
                    bias_ih = arguments[4], bias_hh = arguments[5], lengths = arguments[9], batch_sizes = arguments[10];
   if (at::impl::torch_function_mode_enabled() || !is_exact_tensor(input) || !is_exact_or_none(hx) ||
@@ -80,17 +81,21 @@ PyObject* rnn_layer(PyObject* /*module*/, PyObject* const* arguments, Py_ssize_t
     Py_RETURN_NONE;
   }
   const auto name = as_name(arguments[6]);
+  const auto is_true = [&](int i) { return py::handle(arguments[i]).cast<bool>(); };
+  const bool reverse = is_true(7), batch_first = is_true(8), with_layers = is_true(11);
   std::optional<std::tuple<Tensor, Tensor>> outputs;
   {
     const OptTensor lengths_ = as_optional(lengths), batch_sizes_ = as_optional(batch_sizes);
-    const py::gil_scoped_release no_gil;
+    std::optional<py::gil_scoped_release> no_gil;
+    if (!is_short(as_tensor(input), as_tensor(weight_ih), as_tensor(weight_hh))) no_gil.emplace();
     outputs = rnn_layer_eager({as_tensor(input),
                                as_optional(hx),
                                as_tensor(weight_ih),
                                as_tensor(weight_hh),
                                as_optional(bias_ih),
                                as_optional(bias_hh),
-                               {name, arguments[7] == Py_True, arguments[8] == Py_True, lengths_, batch_sizes_}});
+                               {name, reverse, batch_first, lengths_, batch_sizes_}},
+                              with_layers);
   }
   if (!outputs.has_value()) Py_RETURN_NONE;
   const auto output = py::reinterpret_steal<py::object>(THPVariable_Wrap(std::get<0>(*std::move(outputs))));

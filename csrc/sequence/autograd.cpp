@@ -52,6 +52,7 @@ struct RNNLayerBackward : torch::autograd::Function<RNNLayerBackward> {
   static std::vector<Tensor> backward(torch::autograd::AutogradContext* ctx, const std::vector<Tensor>& grad_outputs) {
     std::vector<Tensor> gradients(kNumLayerGradients);
     const auto optional = [](const Tensor& t) { return t.defined() ? OptTensor(t) : std::nullopt; };
+    const auto one_layer = [&](const Tensor& t) { return optional(t.defined() && t.dim() == 3 ? t.select(0, 0) : t); };
     if (!grad_outputs[0].defined() && !grad_outputs[1].defined()) return gradients;
     LayerOutputMask needed{};
     for (size_t i = 0; i < kNumLayerGradients; ++i) needed[i] = ctx->needs_input_grad(i);
@@ -61,7 +62,7 @@ struct RNNLayerBackward : torch::autograd::Function<RNNLayerBackward> {
     const auto lengths = optional(saved[5]), batch_sizes = optional(saved[6]);
     const LayerOptions options = {name_of(nonlinearity), data.at("reverse").toBool(), data.at("batch_first").toBool(),
                                   lengths, batch_sizes};
-    auto found = gradients_of({optional(grad_outputs[0]), optional(grad_outputs[1]), saved[0], optional(saved[1]),
+    auto found = gradients_of({optional(grad_outputs[0]), one_layer(grad_outputs[1]), saved[0], optional(saved[1]),
                                optional(saved[2]), optional(saved[3]), optional(saved[4]), options, needed});
     auto next = found.begin();
     for (size_t i = 0; i < kNumLayerGradients; ++i) {
@@ -71,13 +72,18 @@ struct RNNLayerBackward : torch::autograd::Function<RNNLayerBackward> {
   }
 };
 
-std::tuple<Tensor, Tensor> below_autograd(const LayerArguments& a) {
+std::tuple<Tensor, Tensor> below_autograd(const LayerArguments& a, bool with_layers) {
   const at::AutoDispatchBelowADInplaceOrView guard;
-  return call_forward(a);
+  auto outputs = call_forward(a);
+  if (with_layers) {  // in place, since it is new: no view, and no node for one
+    const Tensor& h_n = std::get<1>(outputs);
+    h_n.unsafeGetTensorImpl()->set_sizes_contiguous({1, h_n.size(0), h_n.size(1)});
+  }
+  return outputs;
 }
 
-std::tuple<Tensor, Tensor> apply(const LayerArguments& a) {
-  const auto [output, h_n] = below_autograd(a);
+std::tuple<Tensor, Tensor> apply(const LayerArguments& a, bool with_layers) {
+  const auto [output, h_n] = below_autograd(a, with_layers);
   const auto needed_by = [](const Tensor& other, const Tensor& t) { return other.requires_grad() ? t : Tensor(); };
   const auto to_save = [&, &output = output]() -> std::vector<Tensor> {
     return {output,
@@ -100,8 +106,15 @@ std::tuple<Tensor, Tensor> apply(const LayerArguments& a) {
 
 }  // namespace
 
-std::optional<std::tuple<Tensor, Tensor>> rnn_layer_eager(const LayerArguments& a) {
-  if (transforms_active() || !is_plain(a.input) || !a.input.is_cpu()) return std::nullopt;
+std::optional<std::tuple<Tensor, Tensor>> rnn_layer_eager(const LayerArguments& given, bool with_layers) {
+  if (transforms_active() || !is_plain(given.input) || !given.input.is_cpu() || !is_plain(given.hx)) {
+    return std::nullopt;
+  }
+  const bool has_layers = with_layers && given.hx.has_value() && given.hx->dim() == 3 && given.hx->size(0) == 1;
+  if (with_layers && given.hx.has_value() && !has_layers) return std::nullopt;
+  const OptTensor hx = has_layers ? OptTensor(given.hx->select(0, 0)) : given.hx;
+  const LayerArguments a = {given.input,   hx,           given.weight_ih, given.weight_hh, given.bias_ih,
+                            given.bias_hh, given.options};
   const bool autocast = at::autocast::is_autocast_enabled(a.input.device().type());
   bool requires_grad = false;
   const auto fits = [&](const Tensor& t) {
@@ -113,8 +126,11 @@ std::optional<std::tuple<Tensor, Tensor>> rnn_layer_eager(const LayerArguments& 
       !optional_fits(a.bias_hh)) {
     return std::nullopt;
   }
-  if (autocast) return call_forward(a);  // the operator's Autocast kernel casts first
-  return requires_grad && at::GradMode::is_enabled() ? apply(a) : below_autograd(a);
+  if (autocast) {  // the operator's Autocast kernel casts first
+    auto [output, h_n] = call_forward(a);
+    return std::make_tuple(output, with_layers ? h_n.unsqueeze(0) : h_n);
+  }
+  return requires_grad && at::GradMode::is_enabled() ? apply(a, with_layers) : below_autograd(a, with_layers);
 }
 
 }  // namespace rnn_ext

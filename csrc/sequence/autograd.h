@@ -5,6 +5,7 @@
 namespace rnn_ext {
 
 // (output, h_n), recorded for autograd where that is needed; nothing where the kernels don't take these arguments.
-std::optional<std::tuple<Tensor, Tensor>> rnn_layer_eager(const LayerArguments& arguments);
+// with_layers: hx and h_n are (1, B, H).
+std::optional<std::tuple<Tensor, Tensor>> rnn_layer_eager(const LayerArguments& arguments, bool with_layers);
 
 }  // namespace rnn_ext

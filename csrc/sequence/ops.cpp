@@ -25,9 +25,11 @@ void check_shape(const Tensor& like, const OptTensor& t, c10::SymIntArrayRef sha
   if (t.has_value()) check_shape(like, *t, shape, name);
 }
 
-c10::SymInt batch_of(const Tensor& data, const LayerOptions& options) {
+// Packed data's is where a state says it, so that graphs with symbolic sizes need not look into batch_sizes.
+c10::SymInt batch_of(const Tensor& data, const LayerOptions& options, const OptTensor& state = std::nullopt) {
   if (!options.batch_sizes.has_value()) return data.sym_size(options.batch_first ? 0 : 1);
-  return options.batch_sizes->select(0, 0).item<int64_t>();
+  if (state.has_value() && state->dim() == 2) return state->sym_size(0);
+  return at::_local_scalar_dense(options.batch_sizes->select(0, 0)).toSymInt();
 }
 
 void check_layout(const Tensor& data, const LayerOptions& options, const char* name) {
@@ -68,7 +70,7 @@ Nonlinearity check_layer_forward(const LayerArguments& a) {
               a.input.sym_size(-1), " expected ", a.weight_ih.sym_size(1));
   check_shape(a.input, a.weight_ih, {hidden_size, a.weight_ih.sym_size(1)}, "weight_ih");
   check_shape(a.input, a.weight_hh, {hidden_size, hidden_size}, "weight_hh");
-  if (a.hx.has_value()) check_shape(a.input, *a.hx, {batch_of(a.input, a.options), hidden_size}, "hx");
+  if (a.hx.has_value()) check_shape(a.input, *a.hx, {batch_of(a.input, a.options, a.hx), hidden_size}, "hx");
   check_shape(a.input, a.bias_ih, {hidden_size}, "bias_ih");
   check_shape(a.input, a.bias_hh, {hidden_size}, "bias_hh");
   return nonlinearity;
@@ -80,7 +82,7 @@ Nonlinearity check_layer_backward(const LayerBackwardArguments& a) {
   const auto hidden_size = a.output.sym_size(-1);
   check_shape(a.output, a.grad_output, a.output.sym_sizes(), "grad_output");
   if (a.grad_h_n.has_value() || a.hx.has_value()) {
-    const auto batch = batch_of(a.output, a.options);
+    const auto batch = batch_of(a.output, a.options, a.hx.has_value() ? a.hx : a.grad_h_n);
     check_shape(a.output, a.grad_h_n, {batch, hidden_size}, "grad_h_n");
     check_shape(a.output, a.hx, {batch, hidden_size}, "hx");
   }
@@ -106,7 +108,7 @@ Nonlinearity check_layer_backward(const LayerBackwardArguments& a) {
 std::tuple<Tensor, Tensor> empty_layer_outputs(const LayerArguments& a) {
   auto shape = a.input.sym_sizes().vec();
   shape.back() = a.weight_hh.sym_size(1);
-  const c10::SymInt state[] = {batch_of(a.input, a.options), shape.back()};
+  const c10::SymInt state[] = {batch_of(a.input, a.options, a.hx), shape.back()};
   return {at::empty_symint(shape, a.input.options()), at::empty_symint(state, a.input.options())};
 }
 
@@ -119,7 +121,7 @@ std::array<Tensor, kNumLayerGradients> empty_layer_gradients(const LayerBackward
     shape.back() = a.weight_ih->sym_size(1);
     gradients[kLayerGradInput] = empty(shape);
   }
-  if (a.output_mask[kLayerGradHx]) gradients[kLayerGradHx] = empty({batch_of(a.output, a.options), hidden_size});
+  if (a.output_mask[kLayerGradHx]) gradients[kLayerGradHx] = empty({batch_of(a.output, a.options, a.hx), hidden_size});
   if (a.output_mask[kLayerGradWeightIh]) gradients[kLayerGradWeightIh] = empty({hidden_size, a.input->sym_size(-1)});
   if (a.output_mask[kLayerGradWeightHh]) gradients[kLayerGradWeightHh] = empty({hidden_size, hidden_size});
   if (a.output_mask[kLayerGradBiasIh]) gradients[kLayerGradBiasIh] = empty({hidden_size});

@@ -35,7 +35,7 @@ def run(layer, args: Arguments, grads: list[Tensor], *options, **kwargs) -> list
 
 
 def operator(*tensors: Tensor, reverse=False, batch_first=False, lengths=None, batch_sizes=None, nonlinearity="tanh"):
-    results = rnn_ext._C.rnn_layer(*tensors, nonlinearity, reverse, batch_first, lengths, batch_sizes)
+    results = rnn_ext._C.rnn_layer(*tensors, nonlinearity, reverse, batch_first, lengths, batch_sizes, False)
     assert results is not None  # the kernels take it
     return results
 

@@ -35,10 +35,7 @@ struct Threads {
 
 Threads choose_threads(const Steps& steps, int64_t input_size, int64_t hidden_size, size_t element_size) {
 #ifdef _OPENMP
-  const int64_t all_rows = steps.counts ? steps.begins ? steps.begins[steps.steps - 1] + steps.counts[steps.steps - 1]
-                                                       : steps.steps * steps.batch
-                                        : steps.steps * steps.batch;
-  const int64_t work = all_rows * hidden_size * (input_size + hidden_size);
+  const int64_t work = steps.steps * steps.batch * hidden_size * (input_size + hidden_size);
   const int threads =
       static_cast<int>(std::min({static_cast<int64_t>(at::get_num_threads()), kMostThreads, 1 + work / kSerialWork}));
   if (threads == 1 || at::in_parallel_region()) return {1, 1};
@@ -57,6 +54,7 @@ Threads choose_threads(const Steps& steps, int64_t input_size, int64_t hidden_si
 std::vector<int64_t> divide_rows(const Steps& steps, int groups) {
   std::vector<int64_t> first(groups + 1, 0);
   first[groups] = steps.batch;
+  if (groups == 1) return first;
   int64_t total = 0;
   for (int64_t t = 0; t < steps.steps; ++t) total += steps.count(t);
   int64_t length = steps.steps, sum = 0;
@@ -100,11 +98,6 @@ void run(const Job& job, const Kernel& kernel) {
     kernel(serial, {0, &one, &one});
   }
 #endif
-}
-
-template <typename T>
-Matrix<T> row_of(const Matrix<T>& m, int64_t row) {
-  return {m.data + row * m.row_stride, m.row_stride, m.col_stride};
 }
 
 template <typename T>

@@ -9,7 +9,7 @@
 namespace rnn_ext::cpu {
 
 void Team::wait(int member) {
-  if (flags_.size() == 1) return;
+  if (flags_.empty()) return;
   constexpr int kPauses = 2000;
   const int64_t arrivals = flags_[member].arrivals.load(std::memory_order_relaxed) + 1;
   flags_[member].arrivals.store(arrivals, std::memory_order_release);

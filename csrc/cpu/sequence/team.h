@@ -8,7 +8,7 @@ namespace rnn_ext::cpu {
 
 class Team {
  public:
-  explicit Team(int members) : flags_(members) {}
+  explicit Team(int members) : flags_(members > 1 ? members : 0) {}
 
   // Returns when all members have called it as often. A member that has lost its core is waited for by giving ours up.
   void wait(int member);
