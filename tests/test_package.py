@@ -146,9 +146,9 @@ def test_explain_is_a_command():
     assert done.returncode == 0, done.stderr
     assert re.search(r"^forward runs: gemv ", done.stdout, re.MULTILINE)
     assert "tiled_64x64" in done.stdout and "no GPU has confirmed it" in done.stdout
-    environment = {**os.environ, "RNN_EXT_KERNEL": "cublas"}
+    environment = {**os.environ, "RNN_EXT_KERNEL": "cudnn"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2 and "RNN_EXT_KERNEL=cublas: there is no such kernel" in done.stderr
+    assert done.returncode == 2 and "RNN_EXT_KERNEL=cudnn: there is no such kernel" in done.stderr
 
 
 @pytest.mark.parametrize("options", [["--cpu"], pytest.param([], id="no GPU is visible")])
