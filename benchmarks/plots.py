@@ -101,7 +101,7 @@ def speedup_panels(
     figure, axes = grid(len(panels), columns, 3.6, 1.4 + 0.24 * len(names))
     present = {row["pass"] for rows in panels.values() for row in rows}
     markers = {pass_name: style for pass_name, style in MARKERS.items() if pass_name in present}
-    for panel, (title, rows) in zip(axes, panels.items(), strict=True):
+    for i, (panel, (title, rows)) in enumerate(zip(axes, panels.items(), strict=True)):
         for row in rows:
             marker, colour = markers[row["pass"]]
             noise = is_noise(row["speedup"], row["speedup_q25"], row["speedup_q75"])
@@ -112,7 +112,7 @@ def speedup_panels(
         panel.set_xscale("log", base=2)
         panel.set_xlim(low, high)
         panel.xaxis.set_major_formatter("{x:g}×")
-        panel.set_yticks(range(len(names)), names, fontsize=8)
+        panel.set_yticks(range(len(names)), names if i % columns == 0 else [""] * len(names), fontsize=8)
         panel.set_ylim(len(names) - 0.5, -0.5)  # the first on top
         panel.tick_params(axis="y", length=0)
         panel.set_title(title, fontsize=9)
