@@ -31,8 +31,8 @@ def test_values_are_right_with_the_kernels_of_every_instruction_set(capability):
     if capability == _C.cpu_capability():
         pytest.skip("the kernels of this run itself")
     skip_unless_usable(capability)
-    file = Path(__file__).with_name("test_numerics.py")
-    result = run(capability, "-m", "pytest", "-q", "-x", "-m", "not cuda", "-p", "no:cacheprovider", str(file))
+    files = [str(Path(__file__).parent / name) for name in ("test_numerics.py", "sequence/test_kernels.py")]
+    result = run(capability, "-m", "pytest", "-q", "-x", "-m", "not cuda", "-p", "no:cacheprovider", *files)
     assert result.returncode == 0, result.stdout
 
 
@@ -48,6 +48,11 @@ def both_directions():
             x = torch.randn(batch, size, dtype=dtype)
             y = torch.ops.rnn_ext.rnn_cell(x, x, *(p.detach() for p in cell.parameters()))
             torch.ops.rnn_ext.rnn_cell_backward(y, y, x, x, cell.weight_ih, cell.weight_hh, "tanh", [True] * 6)
+            steps = x.expand(9, batch, size)
+            weights = [p.detach() for p in cell.parameters()]
+            y, h = torch.ops.rnn_ext.rnn_layer(steps, x, *weights)
+            options = (False, False, None, None)
+            torch.ops.rnn_ext.rnn_layer_backward(y, h, y, steps, x, *weights[:2], "tanh", [True] * 6, *options)
 
 threading.stack_size(128 << 10)
 thread = threading.Thread(target=both_directions)

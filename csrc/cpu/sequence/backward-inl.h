@@ -16,7 +16,7 @@ struct BackwardMemory {
   S* last;      // (B): dz of the step behind the block
   S* dz;        // a block's
   S* strip;     // dz in strips of kStrip columns
-  S *dw, *du;   // in panels of kWidth columns of a row for each row of dZᵀ
+  S *dw, *du;   // (H, I) and (H, H), padded
   S* db;
   S* panel;  // a thread's: a panel of X or H
   S* rows;   // a thread's chunk of rows
@@ -35,9 +35,9 @@ struct BackwardMemory {
     last = memory.take(B * stride);
     dz = memory.take(rows_of_block * stride + kWidth);  // read in whole vectors, whatever their place
     strip = memory.take(wants_weights(p) ? strips * kStrip * Terms::words(rows_of_block) + kWidth : 0);
-    const bool blocks = p.steps.steps > division.steps_per_block;
-    dw = memory.take(p.grad_weight_ih && blocks ? panel_count<S>(I) * kWidth * strips * kStrip : 0);
-    du = memory.take(p.grad_weight_hh && blocks ? panel_count<S>(H) * kWidth * strips * kStrip : 0);
+    const bool sums = sizeof(T) != sizeof(S) && p.steps.steps > division.steps_per_block;
+    dw = memory.take(p.grad_weight_ih && sums ? H * padded<S>(I) : 0);
+    du = memory.take(p.grad_weight_hh && sums ? H * padded<S>(H) : 0);
     db = memory.take(p.grad_bias ? panel_count<S>(H) * kWidth : 0);
     panel = memory.take(division.threads() * Terms::words(rows_of_block) * kWidth) +
             thread * Terms::words(rows_of_block) * kWidth;
@@ -91,12 +91,14 @@ void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, i
   }
 }
 
-// What becomes of a tile of the weights' gradients: sums of a block of steps, of which there may be many.
+// Where a tile of the weights' gradients goes: sums of a block of steps, of which there may be many. What the blocks
+// before have summed is in the accumulation type; where the gradient is of that type, too, in its place.
 template <typename T>
 struct WeightsTile {
-  acc_t<T>* sums;  // of the blocks before
-  bool first;      // there are none
-  T* gradient;     // null: there are blocks to come
+  acc_t<T>* sums;
+  int64_t sums_stride;
+  bool first, last;  // there are no sums yet; there are no blocks to come
+  T* gradient;
   int64_t stride;
   int64_t rows, cols;  // of the gradient, that a tile at its edge may not have all of
 };
@@ -117,25 +119,18 @@ __attribute__((noinline)) void weights_tile(const S* strip, const S* panel, int6
       UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Terms::add(x, b[j], acc[i][j]);
     }
   }
-  if (!to.first) {
-    UNROLL for (int i = 0; i < kStrip; ++i) {
-      UNROLL for (int j = 0; j < NV; ++j) acc[i][j] += Vec::load(to.sums + (i * NV + j) * kLanes);
-    }
-  }
-  if (!to.gradient) {
-    UNROLL for (int i = 0; i < kStrip; ++i) {
-      UNROLL for (int j = 0; j < NV; ++j) Vec::store(to.sums + (i * NV + j) * kLanes, acc[i][j]);
-    }
-    return;
-  }
   UNROLL for (int i = 0; i < kStrip; ++i) {
     if (i < to.rows) {
       UNROLL for (int j = 0; j < NV; ++j) {
-        T* const row = to.gradient + i * to.stride + j * kLanes;
-        if (to.cols - j * kLanes >= kLanes) {
-          Vec::store(row, acc[i][j]);
+        const int64_t n = to.cols - j * kLanes;
+        S* const sums = to.sums + i * to.sums_stride + j * kLanes;
+        T* const gradient = to.gradient + i * to.stride + j * kLanes;
+        if (n >= kLanes) {
+          if (!to.first) acc[i][j] += Vec::load(sums);
+          to.last ? Vec::store(gradient, acc[i][j]) : Vec::store(sums, acc[i][j]);
         } else {
-          Vec::store(row, acc[i][j], to.cols - j * kLanes);
+          if (!to.first) acc[i][j] += Vec::load(sums, n);
+          to.last ? Vec::store(gradient, acc[i][j], n) : Vec::store(sums, acc[i][j], n);
         }
       }
     }
@@ -335,12 +330,18 @@ class LayerBackwardPass {
     for (int64_t i = 0; i < m_.strips; ++i) {
       const int64_t row = i * kStrip;
       const S* strip = m_.strip + row * words;
-      const WeightsTile<T> to = {.sums = sums + col * m_.strips * kStrip + row * vectors * kLanes,
-                                 .first = end == p_.steps.steps,
-                                 .gradient = first == 0 ? gradient + row * size + col : nullptr,
-                                 .stride = size,
-                                 .rows = H_ - row,
-                                 .cols = size - col};
+      WeightsTile<T> to = {.sums = sums + row * padded<S>(size) + col,
+                           .sums_stride = padded<S>(size),
+                           .first = end == p_.steps.steps,
+                           .last = first == 0,
+                           .gradient = gradient + row * size + col,
+                           .stride = size,
+                           .rows = H_ - row,
+                           .cols = size - col};
+      if constexpr (sizeof(T) == sizeof(S)) {
+        to.sums = to.gradient;
+        to.sums_stride = size;
+      }
       vectors == 2 ? weights_tile<Terms, 2>(strip, m_.panel, words, to)
                    : weights_tile<Terms, 1>(strip, m_.panel, words, to);
     }

@@ -139,6 +139,16 @@ int64_t load_inputs(const LayerForwardParams<T>& p, const Walk& walk, int64_t la
   return rows;
 }
 
+// The distance of the group's rows of x, if they lie one after another in the order of the walk; else 0.
+template <typename T>
+int64_t distance_of_inputs(const LayerForwardParams<T>& p, const Walk& walk) {
+  if (p.reverse || p.input.col_stride != 1 || walk.rows != p.steps.batch) return 0;
+  if (p.steps.begins) return p.input.row_stride;
+  if (p.steps.counts) return 0;
+  if (p.steps.batch == 1) return p.input.step_stride;
+  return p.input.step_stride == p.steps.batch * p.input.row_stride ? p.input.row_stride : 0;
+}
+
 template <typename T, typename Terms>
 void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   using S = acc_t<T>;
@@ -170,17 +180,32 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
     panel_product<Terms, S>({words, words_stride, m.u, Terms::words(H), z, m.stride, h, m.h_stride, padded<S>(H)}, rows,
                             own.first_panel, own.last_panel, parts);
   };
+  const int64_t distance = distance_of_inputs(p, walk);
   const S* before = m.state[0];
   for (int64_t first = 0; first < T_; first += division.steps_per_block) {
     const int64_t end = smaller(first + division.steps_per_block, T_);
     S* z = m.z;
-    for (int64_t s = first, b = 0; s < end;) {
-      const int64_t rows = load_inputs(p, walk, end, s, b, m.x, m.x_stride);
+    const auto add_inputs = [&](const S* x, int64_t stride, int64_t rows) {
       int64_t words_stride;
-      const S* words = Terms::operand(m.x, m.x_stride, rows, I, m.words, &words_stride);
+      const S* words = Terms::operand(x, stride, rows, I, m.words, &words_stride);
       panel_product<Terms, S>({words, words_stride, m.w, Terms::words(I), m.bias, 0, z, m.stride, padded<S>(H)}, rows,
                               own.first_panel, own.last_panel, Parts::kOne);
       z += rows * m.stride;
+    };
+    bool in_place = false;
+    if constexpr (sizeof(T) == sizeof(S)) {
+      in_place = distance > 0;
+      int64_t rows = 0;
+      for (int64_t s = first; in_place && s < end; ++s) rows += walk.count(s);
+      const T* x = p.input.at(p.steps, first, 0);
+      for (int64_t n; in_place && rows > 0; rows -= n, x += n * distance) {
+        n = smaller(kChunkRows, rows);
+        add_inputs(x, distance, n);
+      }
+    }
+    for (int64_t s = first, b = 0; !in_place && s < end;) {
+      const int64_t rows = load_inputs(p, walk, end, s, b, m.x, m.x_stride);
+      add_inputs(m.x, m.x_stride, rows);
     }
     if (first > 0) worker.group->wait(member);
     z = m.z;
