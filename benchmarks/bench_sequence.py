@@ -29,7 +29,7 @@ import torch
 from bench_cell import brief, console, progress, rates, times
 from device import probe
 from peers import TOLERANCE, Step
-from sequence_peers import PASSES, PEERS, Case, error_of, make_tensors, name_of, reference
+from sequence_peers import PASSES, PEERS, Case, error_of, make_tensors, name_of, reference, tolerance
 from timing import host_sampler, keep_freed_memory, sample_in_turns
 from torch import Tensor
 
@@ -158,7 +158,7 @@ def measure_case(case: Case, names: list[str], facts: dict[str, Any], args: argp
         try:
             step = PEERS[name].build(case, tensors)
             errors[name] = error_of(wanted, step.unpack(step.run()))
-            if not errors[name] <= TOLERANCE[case.dtype] * PEERS[name].tolerance:
+            if not errors[name] <= tolerance(case):
                 notes[name] = f"wrong result: error {errors[name]:.1e}"
                 errors[name] = errors[name] if errors[name] < float("inf") else None  # JSON has no infinity
                 continue
