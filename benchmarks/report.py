@@ -178,14 +178,16 @@ def memory_table(rows: list[dict[str, Any]]) -> list[str]:
     for ours in results.select(rows, peer="rnn_ext", pass_="forward_backward", nonlinearity="tanh"):
         for theirs in results.select(rows, peer="rnn", pass_="forward_backward", nonlinearity="tanh"):
             if case_of(theirs) == case_of(ours) and theirs["dtype"] == ours["dtype"]:
-                kept = [memory(row["saved_bytes"]) for row in (ours, theirs)]
-                peaks = [memory(row["peak_bytes"]) for row in (ours, theirs)]
+                kept = [
+                    "" if (size := row["saved_bytes"]) is None else f"{size / 1024:.1f} KiB" for row in (ours, theirs)
+                ]
+                peaks = [peak_memory(row["peak_bytes"]) for row in (ours, theirs)]
                 lines.append([sequence_peers.name_of(ours), ours["dtype"], *kept, *peaks])
     header = ["T, B, I, H", "dtype", "kept, rnn_ext", "kept, nn.RNN", "peak, rnn_ext", "peak, nn.RNN"]
     return markdown_table(header, lines, 2)
 
 
-def memory(size: int | None) -> str:
+def peak_memory(size: int | None) -> str:
     """Pages are counted, and the system's own come and go: less than 64 of them say nothing."""
     if size is None:
         return ""
