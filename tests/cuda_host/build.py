@@ -223,7 +223,7 @@ def _with_lines(report: str) -> str:
     """A sanitizer's report, with the source lines of those frames for which it found none: `#0 ... (program+0x123)`."""
 
     def line_of(frame: re.Match[str]) -> str:
-        command = ["addr2line", "-e", frame[1], frame[2]]
+        command = ["addr2line", "-i", "-e", frame[1], frame[2]]  # with what is inlined there
         done = subprocess.run(command, capture_output=True, text=True)
         return f"{frame[0]} {done.stdout.strip()}"
 
