@@ -121,10 +121,10 @@ for H in 256 1024 4096; do
   done
 done
 # A process per kernel; bf16 and tf32 reach every family of kernels, and what is new in one is new in the other dtypes.
-forced=(tests/test_forced_kernels.py -s)
+forced=(tests/cell/test_forced_kernels.py -s)
 sanitized=("${isolated[@]}" --workers 4 --limit 60 "${forced[@]}" -k "bfloat16 or tf32")
 sanitizer="compute-sanitizer --error-exitcode 9 --kernel-regex kns=rnn_ext"
-main_tests=(tests/test_cuda.py tests/test_numerics.py tests/test_gradients.py)
+main_tests=(tests/cell/test_cuda.py tests/cell/test_numerics.py tests/cell/test_gradients.py)
 
 part "machine" 10 nvidia-smi
 part "build" 105 "$PYTHON" setup.py build_ext --inplace --force
@@ -147,7 +147,7 @@ part "torch.compile" 30 "${bench[@]}" --shapes 64,1024,1024 --dtypes bfloat16 --
 if [ -f "$scratch/bench.json" ]; then
   cp "$scratch/bench.json" "$out/compile.json"
 fi
-part "other tests" 25 "${isolated[@]}" --workers 8 --limit 30 tests/pytorch tests/test_errors.py
+part "other tests" 25 "${isolated[@]}" --workers 8 --limit 30 tests/pytorch tests/cell/test_errors.py
 
 for file in bench compile; do
   if [ -f "$out/$file.json" ]; then

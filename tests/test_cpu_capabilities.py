@@ -31,7 +31,7 @@ def test_values_are_right_with_the_kernels_of_every_instruction_set(capability):
     if capability == _C.cpu_capability():
         pytest.skip("the kernels of this run itself")
     skip_unless_usable(capability)
-    files = [str(Path(__file__).parent / name) for name in ("test_numerics.py", "sequence/test_kernels.py")]
+    files = [str(Path(__file__).parent / name) for name in ("cell/test_numerics.py", "sequence/test_kernels.py")]
     result = run(capability, "-m", "pytest", "-q", "-x", "-m", "not cuda", "-p", "no:cacheprovider", *files)
     assert result.returncode == 0, result.stdout
 

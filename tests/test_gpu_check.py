@@ -90,7 +90,16 @@ def test_the_commands_of_the_plan_have_valid_options(plan: str, monkeypatch: pyt
 def test_what_the_sanitizer_sees_reaches_every_family_of_kernels(plan: str) -> None:
     commands = [shlex.split(line) for line in plan.splitlines() if "compute-sanitizer" in line]
     (expression,) = {command[command.index("-k") + 1] for command in commands}
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "tests/test_forced_kernels.py", "-m", "cuda"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--collect-only",
+        "tests/cell/test_forced_kernels.py",
+        "-m",
+        "cuda",
+    ]
 
     def families(*options: str) -> set[str]:
         done = subprocess.run([*command, *options], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)

@@ -21,7 +21,7 @@ NOT_ON_A_GPU = "not yet run on a GPU"
 # The beginning of each row: the tests of what it says, by their file.
 CELL = {
     "an Elman cell": {
-        "test_numerics.py": ["output_and_gradients_are_as_accurate_as_eager"],
+        "cell/test_numerics.py": ["output_and_gradients_are_as_accurate_as_eager"],
         "pytorch/test_operators.py": ["eager_calls_run_the_fused_operators_and_no_other"],
     },
     "`torch.compile`": {
@@ -49,7 +49,7 @@ CELL = {
         ]
     },
     "second derivative": {
-        "test_gradients.py": [
+        "cell/test_gradients.py": [
             "second_derivatives_match_finite_differences",
             "every_entry_point_is_twice_differentiable",
         ]
@@ -70,7 +70,7 @@ CELL = {
     },
     "CUDA graphs": {
         "test_package.py": ["launches_neither_wait_nor_allocate_outside_pytorch"],
-        "test_cuda.py": [
+        "cell/test_cuda.py": [
             "forward_and_backward_are_captured_in_a_cuda_graph",
             "a_whole_training_step_of_the_module_is_captured",
         ],
