@@ -97,10 +97,10 @@ Tensor empty_output(const CellArguments& a) {
                             : at::empty_symint({a.input.sym_size(0), hidden_size}, a.input.options());
 }
 
-std::array<Tensor, kNumGradients> empty_gradients(const CellBackwardArguments& a) {
+Gradients empty_gradients(const CellBackwardArguments& a) {
   const auto empty = [&](c10::SymIntArrayRef shape) { return at::empty_symint(shape, a.output.options()); };
   const auto hidden_size = a.output.sym_size(-1);
-  std::array<Tensor, kNumGradients> gradients;
+  Gradients gradients;
   if (a.output_mask[kGradInput]) {
     auto shape = a.output.sym_sizes().vec();
     shape.back() = a.weight_ih->sym_size(1);
@@ -112,15 +112,6 @@ std::array<Tensor, kNumGradients> empty_gradients(const CellBackwardArguments& a
   if (a.output_mask[kGradBiasIh]) gradients[kGradBiasIh] = empty({hidden_size});
   if (a.output_mask[kGradBiasHh]) gradients[kGradBiasHh] = empty({hidden_size});
   return gradients;
-}
-
-std::vector<Tensor> asked_gradients(std::array<Tensor, kNumGradients> gradients) {
-  std::vector<Tensor> asked;
-  asked.reserve(kNumGradients);
-  for (auto& gradient : gradients) {
-    if (gradient.defined()) asked.push_back(std::move(gradient));
-  }
-  return asked;
 }
 
 namespace {

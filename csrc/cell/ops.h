@@ -1,17 +1,11 @@
 // What the cell's operators share on every device: argument checks in nn.RNNCell's words, outputs, and the step from
 // tensors to the kernels' params.
 #pragma once
-#include <array>
-#include <vector>
-
 #include "cell/params.h"
+#include "operators/gradients.h"
 #include "operators/operands.h"
 
 namespace rnn_ext {
-
-// The gradients rnn_cell_backward can be asked for, in the order in which it returns them.
-enum Gradient : size_t { kGradInput, kGradHx, kGradWeightIh, kGradWeightHh, kGradBiasIh, kGradBiasHh, kNumGradients };
-using OutputMask = std::array<bool, kNumGradients>;
 
 // The arguments of rnn_cell and of rnn_cell_backward: references, good for the length of a call.
 struct CellArguments {
@@ -47,10 +41,7 @@ Nonlinearity check_backward(const CellBackwardArguments& arguments);
 
 // A new tensor for the output, and for each gradient that output_mask asks for (the others stay undefined).
 Tensor empty_output(const CellArguments& arguments);
-std::array<Tensor, kNumGradients> empty_gradients(const CellBackwardArguments& arguments);
-
-// The gradients that were asked for, in order, as the operator returns them.
-std::vector<Tensor> asked_gradients(std::array<Tensor, kNumGradients> gradients);
+Gradients empty_gradients(const CellBackwardArguments& arguments);
 
 template <typename T>
 ForwardParams<T> forward_params(const CellArguments& a, const Tensor& output, Nonlinearity nonlinearity) {
@@ -65,7 +56,7 @@ ForwardParams<T> forward_params(const CellArguments& a, const Tensor& output, No
 }
 
 template <typename T>
-BackwardParams<T> backward_params(const CellBackwardArguments& a, const std::array<Tensor, kNumGradients>& gradients,
+BackwardParams<T> backward_params(const CellBackwardArguments& a, const Gradients& gradients,
                                   Nonlinearity nonlinearity) {
   const int64_t input_size = a.weight_ih.has_value() ? a.weight_ih->size(1)
                              : a.input.has_value()   ? a.input->size(-1)

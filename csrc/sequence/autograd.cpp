@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor> call_forward(const LayerArguments& a) {
 std::vector<Tensor> call_backward(const LayerBackwardArguments& a) {
   using Signature = std::vector<Tensor>(const OptTensor&, const OptTensor&, const Tensor&, const OptTensor&,
                                         const OptTensor&, const OptTensor&, const OptTensor&, std::string_view,
-                                        LayerOutputMask, bool, bool, const OptTensor&, const OptTensor&);
+                                        OutputMask, bool, bool, const OptTensor&, const OptTensor&);
   static const auto op = find_op<Signature>("rnn_ext::rnn_layer_backward");
   const auto& o = a.options;
   return op.call(a.grad_output, a.grad_h_n, a.output, a.input, a.hx, a.weight_ih, a.weight_hh, o.nonlinearity,
@@ -50,12 +50,12 @@ struct RNNLayerBackward : torch::autograd::Function<RNNLayerBackward> {
   static constexpr auto kName = "RNNLayerBackward";
 
   static std::vector<Tensor> backward(torch::autograd::AutogradContext* ctx, const std::vector<Tensor>& grad_outputs) {
-    std::vector<Tensor> gradients(kNumLayerGradients);
+    std::vector<Tensor> gradients(kNumGradients);
     const auto optional = [](const Tensor& t) { return t.defined() ? OptTensor(t) : std::nullopt; };
     const auto one_layer = [&](const Tensor& t) { return optional(t.defined() && t.dim() == 3 ? t.select(0, 0) : t); };
     if (!grad_outputs[0].defined() && !grad_outputs[1].defined()) return gradients;
-    LayerOutputMask needed{};
-    for (size_t i = 0; i < kNumLayerGradients; ++i) needed[i] = ctx->needs_input_grad(i);
+    OutputMask needed{};
+    for (size_t i = 0; i < kNumGradients; ++i) needed[i] = ctx->needs_input_grad(i);
     const auto saved = ctx->get_saved_variables();
     const auto& data = ctx->saved_data;
     const auto nonlinearity = static_cast<Nonlinearity>(data.at("nonlinearity").toInt());
@@ -65,7 +65,7 @@ struct RNNLayerBackward : torch::autograd::Function<RNNLayerBackward> {
     auto found = gradients_of({optional(grad_outputs[0]), one_layer(grad_outputs[1]), saved[0], optional(saved[1]),
                                optional(saved[2]), optional(saved[3]), optional(saved[4]), options, needed});
     auto next = found.begin();
-    for (size_t i = 0; i < kNumLayerGradients; ++i) {
+    for (size_t i = 0; i < kNumGradients; ++i) {
       if (needed[i]) gradients[i] = std::move(*next++);
     }
     return gradients;

@@ -100,8 +100,8 @@ Nonlinearity check_layer_backward(const LayerBackwardArguments& a) {
   }
   const bool any = std::any_of(a.output_mask.begin(), a.output_mask.end(), [](bool asked) { return asked; });
   TORCH_CHECK(a.weight_hh.has_value() || !any, "every gradient needs weight_hh");
-  TORCH_CHECK(a.weight_ih.has_value() || !a.output_mask[kLayerGradInput], "the gradient of input needs weight_ih");
-  TORCH_CHECK(a.input.has_value() || !a.output_mask[kLayerGradWeightIh], "the gradient of weight_ih needs input");
+  TORCH_CHECK(a.weight_ih.has_value() || !a.output_mask[kGradInput], "the gradient of input needs weight_ih");
+  TORCH_CHECK(a.input.has_value() || !a.output_mask[kGradWeightIh], "the gradient of weight_ih needs input");
   return nonlinearity;
 }
 
@@ -112,30 +112,21 @@ std::tuple<Tensor, Tensor> empty_layer_outputs(const LayerArguments& a) {
   return {at::empty_symint(shape, a.input.options()), at::empty_symint(state, a.input.options())};
 }
 
-std::array<Tensor, kNumLayerGradients> empty_layer_gradients(const LayerBackwardArguments& a) {
+Gradients empty_layer_gradients(const LayerBackwardArguments& a) {
   const auto empty = [&](c10::SymIntArrayRef shape) { return at::empty_symint(shape, a.output.options()); };
   const auto hidden_size = a.output.sym_size(-1);
-  std::array<Tensor, kNumLayerGradients> gradients;
-  if (a.output_mask[kLayerGradInput]) {
+  Gradients gradients;
+  if (a.output_mask[kGradInput]) {
     auto shape = a.output.sym_sizes().vec();
     shape.back() = a.weight_ih->sym_size(1);
-    gradients[kLayerGradInput] = empty(shape);
+    gradients[kGradInput] = empty(shape);
   }
-  if (a.output_mask[kLayerGradHx]) gradients[kLayerGradHx] = empty({batch_of(a.output, a.options, a.hx), hidden_size});
-  if (a.output_mask[kLayerGradWeightIh]) gradients[kLayerGradWeightIh] = empty({hidden_size, a.input->sym_size(-1)});
-  if (a.output_mask[kLayerGradWeightHh]) gradients[kLayerGradWeightHh] = empty({hidden_size, hidden_size});
-  if (a.output_mask[kLayerGradBiasIh]) gradients[kLayerGradBiasIh] = empty({hidden_size});
-  if (a.output_mask[kLayerGradBiasHh]) gradients[kLayerGradBiasHh] = empty({hidden_size});
+  if (a.output_mask[kGradHx]) gradients[kGradHx] = empty({batch_of(a.output, a.options, a.hx), hidden_size});
+  if (a.output_mask[kGradWeightIh]) gradients[kGradWeightIh] = empty({hidden_size, a.input->sym_size(-1)});
+  if (a.output_mask[kGradWeightHh]) gradients[kGradWeightHh] = empty({hidden_size, hidden_size});
+  if (a.output_mask[kGradBiasIh]) gradients[kGradBiasIh] = empty({hidden_size});
+  if (a.output_mask[kGradBiasHh]) gradients[kGradBiasHh] = empty({hidden_size});
   return gradients;
-}
-
-std::vector<Tensor> asked_gradients(const std::array<Tensor, kNumLayerGradients>& gradients) {
-  std::vector<Tensor> asked;
-  asked.reserve(kNumLayerGradients);
-  for (const auto& gradient : gradients) {
-    if (gradient.defined()) asked.push_back(gradient);
-  }
-  return asked;
 }
 
 StepTables::StepTables(const Tensor& data, const LayerOptions& options) {
@@ -193,7 +184,7 @@ std::tuple<Tensor, Tensor> rnn_layer_meta(const Tensor& input, const OptTensor& 
 std::vector<Tensor> rnn_layer_backward_meta(const OptTensor& grad_output, const OptTensor& grad_h_n,
                                             const Tensor& output, const OptTensor& input, const OptTensor& hx,
                                             const OptTensor& weight_ih, const OptTensor& weight_hh,
-                                            string_view nonlinearity, LayerOutputMask output_mask, bool reverse,
+                                            string_view nonlinearity, OutputMask output_mask, bool reverse,
                                             bool batch_first, const OptTensor& lengths, const OptTensor& batch_sizes) {
   const LayerBackwardArguments arguments = {
       grad_output, grad_h_n,  output,    input,

@@ -1,26 +1,14 @@
 // What the operators of a layer over a sequence share on every device: argument checks, outputs, and the tables that
 // say where each step's rows are.
 #pragma once
-#include <array>
 #include <tuple>
 #include <vector>
 
+#include "operators/gradients.h"
 #include "operators/operands.h"
 #include "sequence/params.h"
 
 namespace rnn_ext {
-
-// The gradients rnn_layer_backward can be asked for, in the order in which it returns them.
-enum LayerGradient : size_t {
-  kLayerGradInput,
-  kLayerGradHx,
-  kLayerGradWeightIh,
-  kLayerGradWeightHh,
-  kLayerGradBiasIh,
-  kLayerGradBiasHh,
-  kNumLayerGradients
-};
-using LayerOutputMask = std::array<bool, kNumLayerGradients>;
 
 // How a layer goes through its data.
 struct LayerOptions {
@@ -52,7 +40,7 @@ struct LayerBackwardArguments {
   const OptTensor& weight_ih;
   const OptTensor& weight_hh;
   LayerOptions options;
-  LayerOutputMask output_mask;
+  OutputMask output_mask;
 };
 
 // All that a kernel relies on, but for the numbers in lengths and batch_sizes (StepTables). Returns the nonlinearity.
@@ -60,10 +48,7 @@ Nonlinearity check_layer_forward(const LayerArguments& arguments);
 Nonlinearity check_layer_backward(const LayerBackwardArguments& arguments);
 
 std::tuple<Tensor, Tensor> empty_layer_outputs(const LayerArguments& arguments);
-std::array<Tensor, kNumLayerGradients> empty_layer_gradients(const LayerBackwardArguments& arguments);
-
-// The gradients that were asked for, in order, as the operator returns them.
-std::vector<Tensor> asked_gradients(const std::array<Tensor, kNumLayerGradients>& gradients);
+Gradients empty_layer_gradients(const LayerBackwardArguments& arguments);
 
 // Steps, and the tables that they point to, for data of such a layer on the CPU.
 class StepTables {

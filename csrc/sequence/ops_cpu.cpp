@@ -64,7 +64,7 @@ std::tuple<Tensor, Tensor> cells_forward(const LayerArguments& a) {
 
 std::vector<Tensor> cell_backward(const LayerBackwardArguments& a) {
   using Signature = std::vector<Tensor>(const Tensor&, const Tensor&, const OptTensor&, const OptTensor&,
-                                        const OptTensor&, const OptTensor&, std::string_view, LayerOutputMask);
+                                        const OptTensor&, const OptTensor&, std::string_view, OutputMask);
   static const auto cell = find_op<Signature>("rnn_ext::rnn_cell_backward");
   const auto output = step_of(a.output, a.options, 0);
   Tensor grad = a.grad_h_n.value_or(Tensor());
@@ -76,7 +76,7 @@ std::vector<Tensor> cell_backward(const LayerBackwardArguments& a) {
   const OptTensor input = a.input.has_value() ? OptTensor(step_of(*a.input, a.options, 0)) : std::nullopt;
   auto gradients = cell.call(grad, output, input, a.hx.has_value() ? *a.hx : at::zeros_like(output), a.weight_ih,
                              a.weight_hh, a.options.nonlinearity, a.output_mask);
-  if (a.output_mask[kLayerGradInput]) gradients[0] = gradients[0].unsqueeze(a.options.batch_first ? 1 : 0);
+  if (a.output_mask[kGradInput]) gradients[0] = gradients[0].unsqueeze(a.options.batch_first ? 1 : 0);
   return gradients;
 }
 
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> rnn_layer_cpu(const Tensor& input, const OptTensor& h
 std::vector<Tensor> rnn_layer_backward_cpu(const OptTensor& grad_output, const OptTensor& grad_h_n,
                                            const Tensor& output_, const OptTensor& input, const OptTensor& hx_,
                                            const OptTensor& weight_ih, const OptTensor& weight_hh,
-                                           std::string_view name, LayerOutputMask output_mask, bool reverse,
+                                           std::string_view name, OutputMask output_mask, bool reverse,
                                            bool batch_first, const OptTensor& lengths, const OptTensor& batch_sizes) {
   const LayerOptions options = {name, reverse, batch_first, lengths, batch_sizes};
   const LayerBackwardArguments arguments = {grad_output, grad_h_n,  output_, input,      hx_,
@@ -130,11 +130,11 @@ std::vector<Tensor> rnn_layer_backward_cpu(const OptTensor& grad_output, const O
   const auto output = unit_columns(output_);
   const auto hx = unit_columns(hx_);
   const auto gradients = empty_layer_gradients(arguments);
-  if (gradients[kLayerGradInput].defined()) clear_padding(gradients[kLayerGradInput], options);
+  if (gradients[kGradInput].defined()) clear_padding(gradients[kGradInput], options);
   auto asked = asked_gradients(gradients);
   if (asked.empty()) return asked;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_layer_backward", [&] {
-    const auto& grad_bias = gradients[gradients[kLayerGradBiasIh].defined() ? kLayerGradBiasIh : kLayerGradBiasHh];
+    const auto& grad_bias = gradients[gradients[kGradBiasIh].defined() ? kGradBiasIh : kGradBiasHh];
     LayerBackwardParams<scalar_t> p{};
     p.steps = tables.steps();
     p.reverse = reverse;
@@ -148,15 +148,15 @@ std::vector<Tensor> rnn_layer_backward_cpu(const OptTensor& grad_output, const O
     p.output = as_rows<const scalar_t>(output, options);
     p.input = as_rows<const scalar_t>(input.value_or(Tensor()), options);
     p.hx = as_matrix<scalar_t>(hx);
-    p.grad_input = as_rows<scalar_t>(gradients[kLayerGradInput], options);
-    p.grad_hx = as_pointer<scalar_t>(gradients[kLayerGradHx]);
-    p.grad_weight_ih = as_pointer<scalar_t>(gradients[kLayerGradWeightIh]);
-    p.grad_weight_hh = as_pointer<scalar_t>(gradients[kLayerGradWeightHh]);
+    p.grad_input = as_rows<scalar_t>(gradients[kGradInput], options);
+    p.grad_hx = as_pointer<scalar_t>(gradients[kGradHx]);
+    p.grad_weight_ih = as_pointer<scalar_t>(gradients[kGradWeightIh]);
+    p.grad_weight_hh = as_pointer<scalar_t>(gradients[kGradWeightHh]);
     p.grad_bias = as_pointer<scalar_t>(grad_bias);
     cpu::rnn_layer_backward(p);
   });
-  if (gradients[kLayerGradBiasIh].defined() && gradients[kLayerGradBiasHh].defined()) {
-    gradients[kLayerGradBiasHh].copy_(gradients[kLayerGradBiasIh]);
+  if (gradients[kGradBiasIh].defined() && gradients[kGradBiasHh].defined()) {
+    gradients[kGradBiasHh].copy_(gradients[kGradBiasIh]);
   }
   return asked;
 }

@@ -51,7 +51,7 @@ struct LayerBackwardParams {
   Matrix<T> grad_h_n;         // (B, H); null: zeros
   Rows<const T> output;       // (H), unit column stride
   Rows<const T> input;        // (I)
-  Matrix<T> hx;               // (B, H); null: zeros
+  Matrix<T> hx;               // (B, H), unit column stride; null: zeros
   Rows<T> grad_input;         // (I), unit column stride; this and the following: null where not asked for
   T* grad_hx;                 // (B, H), contiguous, as the following
   T* grad_weight_ih;          // (H, I)

@@ -299,35 +299,46 @@ class LayerBackwardPass {
     writer.finish();
   }
 
+  // The terms of dW and dU: a thread's part of their tiles, which are strips of panels of one or two vectors.
   void grad_weights(int64_t first, int64_t end, int64_t rows) {
     const int64_t of_input = p_.grad_weight_ih ? panel_count<S>(I_) : 0;
-    const int64_t of_hidden = p_.grad_weight_hh ? panel_count<S>(H_) : 0;
-    const Share share = share_of(of_input + of_hidden, worker_.thread, threads_);
-    for (int64_t i = share.begin; i < share.end; ++i) {
+    const int64_t panels = of_input + (p_.grad_weight_hh ? panel_count<S>(H_) : 0);
+    const auto vectors_of = [&](int64_t i) {
+      return i < of_input ? panel_vectors<S>(I_, i) : panel_vectors<S>(H_, i - of_input);
+    };
+    int64_t vectors_of_all = 0;
+    for (int64_t i = 0; i < panels; ++i) vectors_of_all += vectors_of(i);
+    const Share share = share_of(vectors_of_all * m_.strips, worker_.thread, threads_);
+    int64_t before = 0;
+    for (int64_t i = 0; i < panels; ++i) {
+      const int vectors = vectors_of(i);
+      const auto strip_at = [&](int64_t place) {
+        return place <= before ? 0 : smaller((place - before + vectors - 1) / vectors, m_.strips);
+      };
+      const Share strips = {strip_at(share.begin), strip_at(share.end)};
+      before += vectors * m_.strips;
+      if (strips.begin == strips.end) continue;
       if (i < of_input) {
         const int64_t col = i * kWidth;
-        const int vectors = panel_vectors<S>(I_, i);
         load_panel(first, end, I_ - col, vectors, p_.input.col_stride, [&](int64_t s, int64_t b) {
           return p_.input.at(p_.steps, whole_.time(s), b) + col * p_.input.col_stride;
         });
-        weights_panel(m_.dw, p_.grad_weight_ih, I_, col, vectors, first, end, rows);
+        weights_panel(m_.dw, p_.grad_weight_ih, I_, col, vectors, strips, first, end, rows);
       } else {
-        const int64_t panel = i - of_input, col = panel * kWidth;
-        const int vectors = panel_vectors<S>(H_, panel);
-        // Rows of hx may have any column stride; those of the output have one of 1.
+        const int64_t col = (i - of_input) * kWidth;
         load_panel(first, end, H_ - col, vectors, 1, [&](int64_t s, int64_t b) -> const T* {
           if (b < whole_.going_on(s)) return p_.output.at(p_.steps, whole_.time(s - 1), b) + col;
           return p_.hx.data ? p_.hx.data + p_.steps.place(b) * p_.hx.row_stride + col : nullptr;
         });
-        weights_panel(m_.du, p_.grad_weight_hh, H_, col, vectors, first, end, rows);
+        weights_panel(m_.du, p_.grad_weight_hh, H_, col, vectors, strips, first, end, rows);
       }
     }
   }
 
-  void weights_panel(S* sums, T* gradient, int64_t size, int64_t col, int vectors, int64_t first, int64_t end,
-                     int64_t rows) {
+  void weights_panel(S* sums, T* gradient, int64_t size, int64_t col, int vectors, const Share& strips, int64_t first,
+                     int64_t end, int64_t rows) {
     const int64_t words = Terms::words(rows);
-    for (int64_t i = 0; i < m_.strips; ++i) {
+    for (int64_t i = strips.begin; i < strips.end; ++i) {
       const int64_t row = i * kStrip;
       const S* strip = m_.strip + row * words;
       WeightsTile<T> to = {.sums = sums + row * padded<S>(size) + col,
