@@ -8,12 +8,6 @@
 namespace rnn_ext {
 namespace {
 
-// The CPU kernels read rows with unit stride between columns, at any distance from each other; grad_output alone in any
-// strides, since it often is one element, expanded.
-Tensor unit_columns(const Tensor& t) { return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous(); }
-
-OptTensor unit_columns(const OptTensor& t) { return t.has_value() ? OptTensor(unit_columns(*t)) : t; }
-
 Tensor rnn_cell_cpu(const Tensor& input_, const OptTensor& hx_, const Tensor& weight_ih_, const Tensor& weight_hh_,
                     const OptTensor& bias_ih_, const OptTensor& bias_hh_, std::string_view name) {
   const auto nonlinearity = check_forward({input_, hx_, weight_ih_, weight_hh_, bias_ih_, bias_hh_, name});
@@ -32,6 +26,7 @@ std::vector<Tensor> rnn_cell_backward_cpu(const Tensor& grad_output, const Tenso
                                           const OptTensor& weight_hh_, std::string_view name, OutputMask output_mask) {
   const auto nonlinearity =
       check_backward({grad_output, output_, input_, hx_, weight_ih_, weight_hh_, name, output_mask});
+  // grad_output is read in any strides, since it often is one element, expanded.
   const auto output = unit_columns(output_);
   const auto input = unit_columns(input_), hx = unit_columns(hx_);
   const auto weight_ih = unit_columns(weight_ih_), weight_hh = unit_columns(weight_hh_);

@@ -36,6 +36,10 @@ const T* as_pointer(const OptTensor& t) {
 
 inline int64_t batch_size(const Tensor& t) { return t.dim() == 1 ? 1 : t.size(0); }
 
+// The CPU kernels read rows with unit stride between columns, at any distance from each other.
+inline Tensor unit_columns(const Tensor& t) { return t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous(); }
+inline OptTensor unit_columns(const OptTensor& t) { return t.has_value() ? OptTensor(unit_columns(*t)) : t; }
+
 // Biases are vectors read once: the kernels take them contiguous.
 inline OptTensor contiguous(const OptTensor& t) { return t.has_value() ? OptTensor(t->contiguous()) : t; }
 

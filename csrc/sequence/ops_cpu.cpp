@@ -9,10 +9,6 @@
 namespace rnn_ext {
 namespace {
 
-// What the kernels read in whole vectors.
-Tensor unit_columns(const Tensor& t) { return t.size(-1) > 1 && t.stride(-1) != 1 ? t.contiguous() : t; }
-OptTensor unit_columns(const OptTensor& t) { return t.has_value() ? OptTensor(unit_columns(*t)) : t; }
-
 // The kernels leave padding alone: there is none in packed data, nor where every row has every step.
 void clear_padding(const Tensor& t, const LayerOptions& options) {
   if (options.lengths.has_value()) t.zero_();
@@ -24,12 +20,12 @@ void check_batch(const StepTables& tables, const OptTensor& state, const char* n
               " rows, as the first step has, but got ", state.has_value() ? state->size(0) : 0);
 }
 
+bool is_padded(const LayerOptions& options) { return !options.lengths.has_value() && !options.batch_sizes.has_value(); }
+
 // A few steps with large weights go through the cell's operators: the layer's kernels would pack the weights, which
 // takes longer than to read them once or twice; for a few rows from beyond the caches, than to read them many times.
 // (Measured in one thread: 2048 units, B = 1. In backward packing pays from the second step, as the weights' gradients
 // of all steps are then one product.)
-bool is_padded(const LayerOptions& options) { return !options.lengths.has_value() && !options.batch_sizes.has_value(); }
-
 bool is_a_few_cells(const LayerArguments& a) {
   constexpr int64_t kCached = 1 << 16, kBeyondCaches = 1 << 21, kFewRows = 4;
   const int64_t weights = a.weight_ih.numel() + a.weight_hh.numel();

@@ -49,13 +49,6 @@ struct BackwardMemory {
   static bool wants_weights(const LayerBackwardParams<T>& p) { return p.grad_weight_ih || p.grad_weight_hh; }
 };
 
-template <typename T, typename Terms>
-int64_t layer_backward_memory(const LayerBackwardParams<T>& p, const Division& division) {
-  Memory<acc_t<T>> memory(nullptr);
-  const BackwardMemory<T, Terms> counted(p, division, 0, memory);
-  return memory.used();
-}
-
 // dz = (dy + dh) · f'(h) in place of dh, for a step's rows of a group.
 template <Nonlinearity kind, typename T>
 void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* dz,
@@ -200,7 +193,7 @@ class LayerBackwardPass {
       const S* const grad_h_n = m_.grad_h_n + walk_.first_row * m_.stride;
       multiply_by_u(behind, going_on, own_rows, m_.stride);
       for (int64_t b = going_on; b < rows; ++b) {
-        copy(grad_h_n + b * m_.stride, own_rows + b * m_.stride);
+        copy_row(grad_h_n + b * m_.stride, own_.begin, own_.end, own_rows + b * m_.stride);
       }
       grad_z_step(p_, walk_, s, own_.begin, own_.end, own_rows, m_.stride);
       worker_.group->wait(member_);
@@ -209,7 +202,7 @@ class LayerBackwardPass {
     }
     if (first > 0) {
       for (int64_t b = 0; b < walk_.count(first); ++b) {
-        copy(behind + b * m_.stride, m_.last + (walk_.first_row + b) * m_.stride);
+        copy_row(behind + b * m_.stride, own_.begin, own_.end, m_.last + (walk_.first_row + b) * m_.stride);
       }
     }
     return rows_of_block;
@@ -221,10 +214,6 @@ class LayerBackwardPass {
     const S* words = Terms::operand(dz, m_.stride, rows, H_, m_.words, &words_stride);
     panel_product<Terms, S>({words, words_stride, m_.u, Terms::words(H_), nullptr, 0, c, c_stride, padded<S>(H_)}, rows,
                             own_.first_panel, own_.last_panel, parts_);
-  }
-
-  void copy(const S* from, S* to) const {
-    for (int64_t j = own_.begin; j < own_.end; j += kLanes) Vec::store(to + j, Vec::load(from + j));
   }
 
   // dhx = dz U for the rows that began at step s.
@@ -378,6 +367,6 @@ void layer_backward(const LayerBackward<T>& job, const Worker& worker) {
 
 template <typename T, typename Terms>
 constexpr LayerKernels<T> layer_kernels() {
-  return {&layer_forward_memory<T, Terms>, &layer_forward<T, Terms>, &layer_backward_memory<T, Terms>,
-          &layer_backward<T, Terms>};
+  return {&memory_of<ForwardMemory<T, Terms>, LayerForwardParams<T>>, &layer_forward<T, Terms>,
+          &memory_of<BackwardMemory<T, Terms>, LayerBackwardParams<T>>, &layer_backward<T, Terms>};
 }

@@ -39,13 +39,6 @@ struct ForwardMemory {
   }
 };
 
-template <typename T, typename Terms>
-int64_t layer_forward_memory(const LayerForwardParams<T>& p, const Division& division) {
-  Memory<acc_t<T>> memory(nullptr);
-  const ForwardMemory<T, Terms> counted(p, division, 0, memory);
-  return memory.used();
-}
-
 // h = f(z) for the rows of a step, from column `begin` to `end`.
 template <Nonlinearity kind, typename T>
 void finish_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* z,
@@ -57,16 +50,8 @@ void finish_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, in
     T* const output = base + p.steps.place(walk.first_row + b) * p.output.row_stride;
     acc_t<T>* const row = z + b * stride;
     for (int64_t j = begin; j < end; j += Vec::kLanes) {
-      typename Vec::V h = activate<kind, Vec>(Vec::load(row + j));
-      const int64_t n = H - j;
-      if (n >= Vec::kLanes) {
-        Vec::store(output + j, h);
-        if constexpr (sizeof(T) != sizeof(acc_t<T>)) h = Vec::load(output + j);
-      } else {
-        Vec::store(output + j, h, n);
-        if constexpr (sizeof(T) != sizeof(acc_t<T>)) h = Vec::load(output + j, n);
-      }
-      Vec::store(row + j, h);
+      const typename Vec::V h = activate<kind, Vec>(Vec::load(row + j));
+      Vec::store(row + j, store_rounded<Vec>(output + j, h, H - j));
     }
   }
 }
@@ -93,16 +78,8 @@ void finish_narrow_step(const LayerForwardParams<T>& p, const Walk& walk, int64_
   T* const run = p.output.data + p.steps.begin(t) * p.output.step_stride + walk.first_row * H;
   for (int64_t j = 0; j < size; j += Vec::kLanes) {
     alignas(64) T elsewhere[Vec::kLanes];
-    T* const output = in_a_run ? run + j : elsewhere;
-    typename Vec::V v = activate<kind, Vec>(Vec::load(h + j));
-    if (size - j >= Vec::kLanes) {
-      Vec::store(output, v);
-      if constexpr (sizeof(T) != sizeof(acc_t<T>)) v = Vec::load(output);
-    } else {
-      Vec::store(output, v, size - j);
-      if constexpr (sizeof(T) != sizeof(acc_t<T>)) v = Vec::load(output, size - j);
-    }
-    Vec::store(h + j, v);
+    const typename Vec::V v = activate<kind, Vec>(Vec::load(h + j));
+    Vec::store(h + j, store_rounded<Vec>(in_a_run ? run + j : elsewhere, v, size - j));
   }
   if (in_a_run) return;
   for (int64_t b = 0; b < walk.count(s); ++b) {
@@ -228,9 +205,7 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
     }
     if (end < T_ && !m.narrow) {  // z is about to be another block's
       for (int64_t b = 0; b < walk.count(end - 1); ++b) {
-        for (int64_t j = own.begin; j < own.end; j += PanelsOf<S>::kLanes) {
-          PanelsOf<S>::Vec::store(m.state[0] + b * m.stride + j, PanelsOf<S>::Vec::load(before + b * m.stride + j));
-        }
+        copy_row(before + b * m.stride, own.begin, own.end, m.state[0] + b * m.stride);
       }
       before = m.state[0];
     }

@@ -65,6 +65,25 @@ INLINE void store_row(const acc_t<T>* from, int64_t size, int64_t begin, int64_t
   }
 }
 
+template <typename S>
+INLINE void copy_row(const S* from, int64_t begin, int64_t end, S* to) {
+  using Vec = typename PanelsOf<S>::Vec;
+  for (int64_t j = begin; j < end; j += Vec::kLanes) Vec::store(to + j, Vec::load(from + j));
+}
+
+// Stores the vector, n of its elements if it has more; returns it as it was rounded.
+template <typename Vec, typename T>
+INLINE typename Vec::V store_rounded(T* to, typename Vec::V v, int64_t n) {
+  if (n >= Vec::kLanes) {
+    Vec::store(to, v);
+    if constexpr (sizeof(T) != sizeof(acc_t<T>)) v = Vec::load(to);
+  } else {
+    Vec::store(to, v, n);
+    if constexpr (sizeof(T) != sizeof(acc_t<T>)) v = Vec::load(to, n);
+  }
+  return v;
+}
+
 // Rows of a (B, N) matrix in the data's order, or zeros for an absent one.
 template <typename T>
 void load_matrix(const Matrix<T>& m, const Steps& steps, int64_t first_row, int64_t rows, int64_t size, int64_t begin,
@@ -95,3 +114,11 @@ class Memory {
   S* begin_;
   int64_t used_ = 0;
 };
+
+// The elements that a layout of such a block takes in all.
+template <typename Layout, typename Params>
+int64_t memory_of(const Params& p, const Division& division) {
+  Memory<typename Layout::S> memory(nullptr);
+  const Layout counted(p, division, 0, memory);
+  return memory.used();
+}
