@@ -1,4 +1,4 @@
-"""Compiles CUDA sources to machine code, without a GPU, and says what the code uses."""
+"""The machine code of CUDA sources, without a GPU: compiles them, or takes what is built, and says what it uses."""
 
 from __future__ import annotations
 
@@ -57,24 +57,42 @@ class Kernel:
     max_threads: int | None
 
 
-def compile(source: Path, arch: str) -> Path:
-    """The cubin of one source for one architecture."""
+@dataclass(frozen=True)
+class Code:
+    """Machine code: what a file has for one architecture."""
+
+    file: Path
+    arch: str
+
+
+def compile(source: Path, arch: str) -> Code:
+    """The code of one source, compiled here."""
     arguments = [*FLAGS, f"-arch={arch}", *build.INCLUDES]
     parts = [nvcc() or "", " ".join(arguments), source.read_text(), build.headers_digest()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     output = build.CACHE / f"{source.stem}.{arch}.{key}.cubin"
     build.run_compiler([*arguments, str(source)], output, compiler=nvcc(), refuse=SERIALISED_WGMMA)
-    return output
+    return Code(output, arch)
 
 
-def _dump(option: str, code: Path) -> str:
+def built_or_compiled(source: Path, arch: str) -> Code:
+    """The code in the extension's own build, if that is there, newer than the sources, and made for `arch`."""
+    inputs = [source, *build.CSRC.rglob("*.h"), *build.CSRC.rglob("*.cuh")]
+    for built in build.ROOT.glob(f"build/temp.*/{source.relative_to(build.ROOT).with_suffix('.o')}"):
+        code = Code(built, arch)
+        if built.stat().st_mtime > max(f.stat().st_mtime for f in inputs) and f".{arch}.cubin" in _dump("-lelf", code):
+            return code
+    return compile(source, arch)
+
+
+def _dump(option: str, code: Code) -> str:
     environment = {**os.environ, "PATH": f"{Path(cuobjdump() or '').parent}:{os.environ['PATH']}"}  # it calls nvdisasm
-    command = [cuobjdump() or "cuobjdump", option, str(code)]
+    command = [cuobjdump() or "cuobjdump", option, "-arch", code.arch, str(code.file)]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
 
 
-def resources(code: Path) -> list[Kernel]:
-    """All kernels of a cubin."""
+def resources(code: Code) -> list[Kernel]:
+    """All its kernels."""
     usage = re.findall(r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", _dump("-res-usage", code))
     bounds = {}
     for section in re.split(r"\n(?=\.nv\.info)", _dump("-elf", code)):
@@ -86,12 +104,12 @@ def resources(code: Path) -> list[Kernel]:
     return [Kernel(n, int(reg), int(stack), int(local), bounds.get(n)) for n, reg, stack, local in usage]
 
 
-def sass(code: Path) -> str:
+def sass(code: Code) -> str:
     """The disassembly."""
     return _dump("-sass", code)
 
 
-def instructions(code: Path) -> dict[str, list[str]]:
+def instructions(code: Code) -> dict[str, list[str]]:
     """By kernel, in the order in which they lie."""
     by_kernel = {}
     for text in re.split(r"\n\s*Function : ", sass(code))[1:]:
@@ -99,7 +117,7 @@ def instructions(code: Path) -> dict[str, list[str]]:
     return by_kernel
 
 
-def barriers_before_products(code: Path) -> list[str]:
+def barriers_before_products(code: Code) -> list[str]:
     """Memory barriers of kernels that multiply by wgmma, at their start and in their loops: up to the last product.
 
     The block's own in front of a fence.proxy.async is none of them: a kernel that writes operands needs it.
