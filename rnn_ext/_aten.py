@@ -145,7 +145,8 @@ class _Rows(NamedTuple):
     shape: tuple[int, ...]  # of the data, without the features
     sizes: list[int]  # rows a step
     batch: int
-    order: Tensor | None = None  # where each row lies in data that is packed; backwards twice is forwards
+    order: Tensor | None = None  # where each row lies in data that is packed or jagged
+    back: Tensor | None = None  # and where the data's own rows are among these; packed data's: backwards twice
     there: Tensor | None = None  # (T B, 1): which rows lengths leave
     transposed: bool = False  # data that is not packed has the batch first
     flipped: bool = False  # and is computed backwards
@@ -153,6 +154,8 @@ class _Rows(NamedTuple):
     def pack(self, data: Tensor) -> Tensor:
         """Zeros in padding, which is read nowhere else."""
         if len(self.shape) == 1:
+            if self.there is not None:
+                data = F.pad(data, (0, 0, 0, 1))  # the row that stands for padding
             return data if self.order is None else data.index_select(0, self.order)
         if self.transposed:
             data = data.transpose(0, 1)
@@ -163,7 +166,7 @@ class _Rows(NamedTuple):
 
     def unpack(self, rows: Tensor) -> Tensor:
         if len(self.shape) == 1:
-            return rows if self.order is None else rows.index_select(0, self.order)
+            return rows if self.back is None else rows.index_select(0, self.back)
         data = rows.reshape(*(self.shape[::-1] if self.transposed else self.shape), rows.size(-1))
         if self.flipped:
             data = data.flip(0)
@@ -188,13 +191,30 @@ def _rows(data: Tensor, reverse: bool, batch_first: bool, lengths: Tensor | None
             there = row < batch_sizes.unsqueeze(1)
             starts = batch_sizes.cumsum(0) - batch_sizes
             order = (starts[(there.sum(0) - 1 - step).clamp(min=0)] + row)[there].to(data.device)
-        return _Rows((data.size(0),), sizes, sizes[0], order)
+        return _Rows((data.size(0),), sizes, sizes[0], order, order)
+    if lengths is not None and data.dim() == 2:
+        return _jagged_rows(data, reverse, lengths)
     steps, batch = (data.size(1), data.size(0)) if batch_first else (data.size(0), data.size(1))
     mask = None
     if lengths is not None:
         mask = torch.arange(steps).unsqueeze(1) < lengths
         mask = (mask.flip(0) if reverse else mask).reshape(steps * batch, 1).to(data.device)
-    return _Rows((data.size(0), data.size(1)), [batch] * steps, batch, None, mask, batch_first, reverse)
+    return _Rows((data.size(0), data.size(1)), [batch] * steps, batch, None, None, mask, batch_first, reverse)
+
+
+def _jagged_rows(data: Tensor, reverse: bool, lengths: Tensor) -> _Rows:
+    """As padded ones, at least one step of them."""
+    total, batch, expected = data.size(0), lengths.size(0), int(lengths.sum())
+    if expected != total:
+        raise ValueError(f"lengths say that there are {expected} steps in all, but the jagged data has {total}")
+    steps = max(1, int(lengths.max())) if batch else 1
+    step = torch.arange(steps).unsqueeze(1)
+    step = step.flip(0) if reverse else step
+    there = step < lengths
+    order = torch.where(there, lengths.cumsum(0) - lengths + step, total).flatten()
+    back = order.argsort()[:total]
+    mask = there.reshape(steps * batch, 1)
+    return _Rows((total,), [batch] * steps, batch, order.to(data.device), back.to(data.device), mask.to(data.device))
 
 
 def _updated(states: Tensor, of_step: Tensor, mask: Tensor | None) -> Tensor:
@@ -220,14 +240,16 @@ def rnn_layer(
 ) -> tuple[Tensor, Tensor]:
     """A layer of one direction out of ATen's operators, and its errors; see :func:`rnn_ext.rnn_layer`.
 
-    Packed data is (rows, I), with `batch_sizes` as in a PackedSequence; `lengths` is an int64 tensor on the CPU.
+    Packed data is (rows, I), with `batch_sizes` as in a PackedSequence; `lengths` is an int64 tensor on the CPU, and
+    where the data is (rows, I), it is jagged: the steps of each row of the batch together.
     """
-    if input.dim() != (3 if batch_sizes is None else 2):
-        raise RuntimeError(f"input must have {3 if batch_sizes is None else 2} dimensions, got {input.dim()}")
-    if (input.size(1 if batch_first else 0) if batch_sizes is None else batch_sizes.numel()) == 0:
+    flat = batch_sizes is not None or (lengths is not None and input.dim() == 2)
+    if input.dim() != (2 if flat else 3):
+        raise RuntimeError(f"input must have {2 if flat else 3} dimensions, got {input.dim()}")
+    if (batch_sizes.numel() if batch_sizes is not None else flat or input.size(1 if batch_first else 0)) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     rows = _rows(input, reverse, batch_first, lengths, batch_sizes)
-    first = input[: rows.batch] if batch_sizes is not None else input.select(1 if batch_first else 0, 0)
+    first = input.new_empty(rows.batch, input.size(-1)) if flat else input.select(1 if batch_first else 0, 0)
     if not torch.compiler.is_compiling():
         _C.check_sizes(first, hx, weight_ih, weight_hh)
     _check(first, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch._decomp import register_decomposition
@@ -139,31 +139,97 @@ def _register_sharding() -> None:
     except (ImportError, AttributeError):  # private names, which move: DTensors then go through ATen's operators
         return
 
-    def strategy(op_schema: OpSchema, rows: Sequence[int], outputs: Sequence[Any]) -> OpStrategy:
-        """`rows`: the places of the arguments that have a row for each row of the batch."""
-        tensors = [(i, t) for i, t in enumerate(op_schema.args_schema) if isinstance(t, OpStrategy)]
+    def strategy(op_schema: OpSchema, batch: dict[int, int], outputs: Sequence[Any]) -> OpStrategy:
+        """`batch`: which dimension of which argument is the batch; none, where there is nothing to shard."""
+        tensors = [i for i, t in enumerate(op_schema.args_schema) if isinstance(t, OpStrategy)]
         allowed: list[list[Any]] = [[Replicate()] * (len(outputs) + len(tensors))]
-        if tensors[0][1].ndim == 2:
-            allowed.append([*outputs, *(Shard(0) if i in rows else Replicate() for i, _ in tensors)])
+        if batch:
+            allowed.append([*outputs, *(Shard(batch[i]) if i in batch else Replicate() for i in tensors)])
         mesh = op_schema.get_mesh_from_args()
         return expand_to_full_mesh_op_strategy(mesh, op_schema, allowed, input_index=len(outputs))
 
-    def forward(op_schema: OpSchema) -> OpStrategy:
-        return strategy(op_schema, rows=(0, 1), outputs=[Shard(0)])
-
-    def backward(op_schema: OpSchema) -> Any:
-        mask: Any = op_schema.args_schema[7]
-        outputs = [Shard(0) if i < 2 else Partial() for i, asked in enumerate(mask) if asked]
-        expanded: Any = strategy(op_schema, rows=(0, 1, 2, 3), outputs=outputs)
+    def gradients(op_schema: OpSchema, batch: dict[int, int], mask: Any, dim: int = 0) -> Any:
+        every = [Shard(dim), Shard(0), *[Partial()] * 4]
+        outputs = [placement for placement, asked in zip(every, mask, strict=True) if asked]
+        expanded: Any = strategy(op_schema, batch, outputs)
         for spec in expanded.strategies:
             if len(outputs) == 1:  # still a list
                 spec.output_specs = (spec.output_specs,)
         return expanded
 
+    def cell(op_schema: OpSchema) -> OpStrategy:
+        input: Any = op_schema.args_schema[0]
+        return strategy(op_schema, {0: 0, 1: 0} if input.ndim == 2 else {}, [Shard(0)])
+
+    def cell_backward(op_schema: OpSchema) -> Any:
+        output: Any = op_schema.args_schema[1]
+        batch = dict.fromkeys(range(4), 0) if output.ndim == 2 else {}
+        return gradients(op_schema, batch, op_schema.args_schema[7])
+
+    def layer(op_schema: OpSchema) -> OpStrategy:
+        input: Any = op_schema.args_schema[0]
+        dim = 0 if op_schema.args_schema[8:9] == (True,) else 1  # batch_first, which is left out where it is False
+        return strategy(op_schema, {0: dim, 1: 0} if input.ndim == 3 else {}, [Shard(dim), Shard(0)])
+
+    def layer_backward(op_schema: OpSchema) -> Any:
+        output: Any = op_schema.args_schema[2]
+        dim = 0 if op_schema.args_schema[10] else 1
+        batch = {0: dim, 1: 0, 2: dim, 3: dim, 4: 0} if output.ndim == 3 else {}
+        return gradients(op_schema, batch, op_schema.args_schema[8], dim)
+
+    ours = torch.ops.rnn_ext
     everything = RuntimeSchemaInfo(0)  # counts in the key of DTensor's cache: which arguments are None does
-    register(torch.ops.rnn_ext.rnn_cell.default, forward, everything)
-    register(torch.ops.rnn_ext.rnn_cell_backward.default, backward, everything)
+    register(ours.rnn_cell.default, cell, everything)
+    register(ours.rnn_cell_backward.default, cell_backward, everything)
+    register(ours.rnn_layer.default, layer, everything)
+    register(ours.rnn_layer_backward.default, layer_backward, everything)
     functional.SUBCLASSES.append(DTensor)
+
+
+@_once_imported("torch.onnx._internal.exporter._torchlib.ops")
+def _register_onnx() -> None:
+    """A layer becomes ONNX's RNN, which takes any T. ATen's operators would be some for each step."""
+    from onnxscript import INT32, INT64, onnx_opset
+    from torch.onnx._internal.exporter._torchlib._tensor_typing import TFloat
+    from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
+
+    onnx: Any = onnx_opset.opset18
+
+    @onnx_impl(torch.ops.rnn_ext.rnn_layer.default, trace_only=True)
+    def layer(
+        input: TFloat,
+        hx: TFloat | None,
+        weight_ih: TFloat,
+        weight_hh: TFloat,
+        bias_ih: TFloat | None = None,
+        bias_hh: TFloat | None = None,
+        nonlinearity: str = "tanh",
+        reverse: bool = False,
+        batch_first: bool = False,
+        lengths: INT64 | None = None,
+        batch_sizes: INT64 | None = None,
+    ) -> tuple[TFloat, TFloat]:
+        input_shape: Any = input.shape
+        weight_shape: Any = weight_hh.shape
+        if batch_sizes is not None or len(input_shape) != 3:
+            raise NotImplementedError("ONNX's RNN takes padded input, with lengths or without, but this is flat")
+        biases = [bias for bias in (bias_ih, bias_hh) if bias is not None]
+        if len(biases) == 1:
+            biases.append(onnx.Mul(biases[0], onnx.CastLike(0.0, biases[0])))
+        swapped = {"perm": [1, 0, 2]}
+        output, h_n = onnx.RNN(
+            onnx.Transpose(input, **swapped) if batch_first else input,
+            onnx.Unsqueeze(weight_ih, [0]),
+            onnx.Unsqueeze(weight_hh, [0]),
+            onnx.Unsqueeze(onnx.Concat(*biases, axis=0), [0]) if biases else None,
+            None if lengths is None else onnx.Cast(lengths, to=INT32.dtype),
+            None if hx is None else onnx.Unsqueeze(hx, [0]),
+            activations=[nonlinearity.capitalize()],
+            direction="reverse" if reverse else "forward",
+            hidden_size=weight_shape[0],
+        )
+        output = onnx.Squeeze(output, [1])  # of directions
+        return onnx.Transpose(output, **swapped) if batch_first else output, onnx.Squeeze(h_n, [0])
 
 
 @_once_imported("torch._inductor.lowering")
@@ -178,10 +244,9 @@ def _register_fallbacks() -> None:
 def _register_rnn() -> None:
     """Dynamo breaks the graph at any nn.RNN, since it would unroll it. Ours is a call of an operator for each layer.
 
-    The setting that says so is for all models: it is set for as long as Dynamo looks at an RNN of ours. On packed
-    input the graph does break, around each layer: how many rows h_n has is known to batch_sizes alone.
+    The setting that says so is for all models: it is set for as long as Dynamo looks at an RNN of ours.
     """
-    from torch._dynamo import config, disable
+    from torch._dynamo import config
     from torch._dynamo.variables.builder import VariableBuilder
 
     from . import rnn
@@ -196,7 +261,6 @@ def _register_rnn() -> None:
             return wrap_module(self, value)
 
     VariableBuilder.wrap_module = wrap_ours_too  # type: ignore[method-assign]
-    rnn.run_uncompiled = cast(Any, disable)(functional.run_layer)
 
 
 def _register_decompositions() -> None:

@@ -1,6 +1,7 @@
 """The functional forms of the cell and of a layer, and the choice between the fused kernels and ATen."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,6 +146,12 @@ def rnn_layer(
 
     Source: J. L. Elman, Finding Structure in Time, Cognitive Science 14 (1990).
     """
+    if input.is_nested:
+        if lengths is not None:
+            raise ValueError("lengths are for padded input, but the input is nested, with lengths of its own")
+        rows, lengths = nested_rows(input)
+        output, h_n = run_layer(rows, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, reverse, False, lengths)
+        return nested_like(input, output), h_n
     if input.dim() not in (2, 3):
         raise ValueError(f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
     unbatched = input.dim() == 2
@@ -159,6 +166,22 @@ def rnn_layer(
         input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity, reverse, batch_first, lengths
     )
     return (output.squeeze(1), h_n.squeeze(0)) if unbatched else (output, h_n)
+
+
+def nested_rows(input: Any) -> tuple[Tensor, Tensor]:
+    """All steps of a nested tensor, row after row, and each row's length, on the CPU."""
+    if input.layout != torch.jagged or input.dim() != 3 or input._ragged_idx != 1 or input.lengths() is not None:
+        kind = "strided" if input.layout != torch.jagged else f"{input.dim()}-D jagged"
+        raise ValueError(
+            f"a nested input must have the jagged layout, of shape (B, j, I) and without gaps, but got a {kind} one of "
+            f"{input.size(0)} rows"
+        )
+    return input.values(), input.offsets().diff().to("cpu", torch.int64)
+
+
+def nested_like(input: Any, rows: Tensor) -> Tensor:
+    """The rows as a nested tensor with the offsets of the input."""
+    return torch.nested.nested_tensor_from_jagged(rows, input.offsets())
 
 
 def checked_lengths(input: Tensor, lengths: Tensor | Sequence[int], batch_first: bool) -> Tensor:
@@ -207,8 +230,8 @@ def run_layer(
         if has_torch_function(arguments):
             result = handle_torch_function(run_layer, arguments, *arguments, *options)
             return result
-    if (compiling or any(isinstance(t, FakeTensor) for t in arguments)) and _operator_takes(
-        *arguments, devices=("cpu",), subclasses=(FakeTensor,)
+    if (compiling or any(isinstance(t, tuple(SUBCLASSES)) for t in arguments)) and _operator_takes(
+        *arguments, devices=("cpu",), subclasses=tuple(SUBCLASSES)
     ):
         result = torch.ops.rnn_ext.rnn_layer(*arguments, *options)
         return result

@@ -9,10 +9,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _C, _aten
-from .functional import checked_lengths, run_layer
-
-# For packed input, which Dynamo leaves alone: see _integrations.py.
-run_uncompiled = run_layer
+from .functional import checked_lengths, nested_like, nested_rows, run_layer
 
 _FIRST = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 _NONLINEARITIES = {"RNN_TANH": "tanh", "RNN_RELU": "relu", "RNN_SIGMOID": "sigmoid"}
@@ -134,16 +131,26 @@ class RNN(nn.RNN):
         compiling = torch.compiler.is_compiling()
         places = self.num_layers * (2 if self.bidirectional else 1)
         packed = isinstance(given, PackedSequence)
+        nested = isinstance(given, Tensor) and given.is_nested
+        if lengths is not None and (packed or nested):
+            kind = "a PackedSequence" if packed else "nested"
+            raise ValueError(f"lengths are for padded input, but the input is {kind}, with lengths of its own")
         unbatched = not packed and given.dim() == 2
-        batch_first = self.batch_first and not packed and not unbatched
+        batch_first = self.batch_first and not packed and not nested and not unbatched
         batch_sizes = None
         state = hx
         if packed:
             input, batch_sizes, sorted_indices, unsorted_indices = given
+            fits = input.dim() == 2
             if hx is not None:
                 state = hx if sorted_indices is None else hx.index_select(1, sorted_indices)
                 batch = state.size(1) if compiling else int(batch_sizes[0])  # there the layer looks
-            fits = input.dim() == 2
+            elif compiling:  # a graph must know how many rows h_n has without a look into batch_sizes, if it can
+                batch = int(batch_sizes[0]) if sorted_indices is None else sorted_indices.size(0)
+                state = input.new_zeros(places, batch, self.hidden_size)
+        elif nested:
+            input, lengths = nested_rows(given)
+            batch, fits = lengths.size(0), True
         else:
             input = given
             fits = input.dim() in (2, 3) and (hx is None or hx.dim() == input.dim())
@@ -157,10 +164,15 @@ class RNN(nn.RNN):
         fits = fits and input.size(-1) == self.input_size and self.mode in _NONLINEARITIES
         fits = fits and (input.dtype == weights[0][0].dtype or torch._C._is_any_autocast_enabled())
         if not fits or (state is not None and state.shape != (places, batch, self.hidden_size)):
+            if nested:
+                of_state = "" if state is None else f" and hx of shape {list(state.shape)}"
+                raise ValueError(
+                    f"a nested input of {batch} rows with {input.size(-1)} features of {input.dtype}{of_state} doesn't "
+                    f"fit {self} with {weights[0][0].dtype} parameters and hx of shape "
+                    f"{[places, batch, self.hidden_size]}"
+                )
             return super().forward(given, hx)  # which has the words for it
-        if lengths is not None:
-            if packed:
-                raise ValueError("lengths are for padded input, but the input is a PackedSequence with its own")
+        if lengths is not None and not nested:
             lengths = checked_lengths(given, lengths, batch_first)
 
         output, h_n = self._run(input, state, weights, batch_first, lengths, batch_sizes)
@@ -168,6 +180,8 @@ class RNN(nn.RNN):
             if unsorted_indices is not None:
                 h_n = h_n.index_select(1, unsorted_indices)
             return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), h_n
+        if nested:
+            return nested_like(given, output), h_n
         return (output.squeeze(1), h_n.squeeze(1)) if unbatched else (output, h_n)
 
     def _run(
@@ -182,7 +196,6 @@ class RNN(nn.RNN):
         directions = 2 if self.bidirectional else 1
         states = [None] * len(weights) if hx is None else hx.unbind(0)
         ends = []
-        run = run_layer if batch_sizes is None else run_uncompiled
         transposed = batch_first and self.num_layers > 1
         if transposed:  # dropout draws its masks over (T, B, H), as in nn.RNN
             input = input.transpose(0, 1)
@@ -193,7 +206,7 @@ class RNN(nn.RNN):
             outputs = []
             for direction in range(directions):
                 place = layer * directions + direction
-                output, h_n = run(
+                output, h_n = run_layer(
                     input,
                     states[place],
                     *weights[place],

@@ -27,13 +27,14 @@ void check_shape(const Tensor& like, const OptTensor& t, c10::SymIntArrayRef sha
 
 // Packed data's is where a state says it, so that graphs with symbolic sizes need not look into batch_sizes.
 c10::SymInt batch_of(const Tensor& data, const LayerOptions& options, const OptTensor& state = std::nullopt) {
-  if (!options.batch_sizes.has_value()) return data.sym_size(options.batch_first ? 0 : 1);
+  if (!options.is_flat(data.dim())) return data.sym_size(options.batch_first ? 0 : 1);
+  if (options.lengths.has_value()) return options.lengths->sym_size(0);
   if (state.has_value() && state->dim() == 2) return state->sym_size(0);
   return at::_local_scalar_dense(options.batch_sizes->select(0, 0)).toSymInt();
 }
 
 void check_layout(const Tensor& data, const LayerOptions& options, const char* name) {
-  const int64_t dim = options.batch_sizes.has_value() ? 2 : 3;
+  const int64_t dim = options.is_flat(data.dim()) ? 2 : 3;
   TORCH_CHECK(data.dim() == dim, name, " must be ", dim, "D, got ", data.dim(), "D instead");
   const auto check_numbers = [](const OptTensor& numbers, const char* name) {
     if (!numbers.has_value()) return;
@@ -44,10 +45,11 @@ void check_layout(const Tensor& data, const LayerOptions& options, const char* n
   check_numbers(options.lengths, "lengths");
   check_numbers(options.batch_sizes, "batch_sizes");
   TORCH_CHECK(!options.lengths.has_value() || !options.batch_sizes.has_value(),
-              "lengths are for padded data, but there are batch_sizes, which packed data has");
-  if (options.batch_sizes.has_value()) {
-    TORCH_CHECK(!options.batch_first, "packed data has no batch_first");
-    TORCH_CHECK(options.batch_sizes->size(0) > 0, "Expected sequence length to be larger than 0 in RNN");
+              "lengths are for padded or jagged data, but there are batch_sizes, which packed data has");
+  if (dim == 2) {
+    TORCH_CHECK(!options.batch_first, "packed or jagged data has no batch_first");
+    TORCH_CHECK(!options.batch_sizes.has_value() || options.batch_sizes->sym_size(0) > 0,
+                "Expected sequence length to be larger than 0 in RNN");
     return;
   }
   TORCH_CHECK(data.sym_size(options.batch_first ? 1 : 0) > 0, "Expected sequence length to be larger than 0 in RNN");
@@ -148,7 +150,9 @@ StepTables::StepTables(const Tensor& data, const LayerOptions& options) {
     steps_ = {steps, sizes[0], sizes, begins_.data()};
     return;
   }
-  const int64_t steps = data.size(options.batch_first ? 1 : 0), batch = data.size(options.batch_first ? 0 : 1);
+  const bool jagged = options.is_flat(data.dim());
+  const int64_t steps = data.size(options.batch_first ? 1 : 0);  // jagged data's: of all rows
+  const int64_t batch = jagged ? options.lengths->size(0) : data.size(options.batch_first ? 0 : 1);
   steps_ = {steps, batch};
   if (!options.lengths.has_value()) return;
   const auto lengths = options.lengths->contiguous();
@@ -167,6 +171,18 @@ StepTables::StepTables(const Tensor& data, const LayerOptions& options) {
     counts_[t] = count;
   }
   steps_ = {longest, batch, counts_.data(), nullptr, order_.data()};
+  if (!jagged) return;
+  std::vector<int64_t> firsts(batch);
+  int64_t rows = 0;
+  for (int64_t b = 0; b < batch; ++b) {
+    firsts[b] = rows;
+    rows += length[b];
+  }
+  TORCH_CHECK_VALUE(rows == steps, "lengths say that there are ", rows, " steps in all, but the jagged data has ",
+                    steps);
+  firsts_.resize(batch);
+  std::transform(order_.begin(), order_.end(), firsts_.begin(), [&](int64_t b) { return firsts[b]; });
+  steps_.firsts = firsts_.data();
 }
 
 namespace {

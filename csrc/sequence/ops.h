@@ -15,13 +15,16 @@ struct LayerOptions {
   std::string_view nonlinearity;
   bool reverse;
   bool batch_first;
-  const OptTensor& lengths;      // (B), int64, on the CPU: padded data's
+  const OptTensor& lengths;      // (B), int64, on the CPU: padded data's, or jagged data's
   const OptTensor& batch_sizes;  // (T), int64, on the CPU: packed data's
+
+  // Packed or jagged data of so many dimensions: steps and rows are one of them, step by step or row by row.
+  bool is_flat(int64_t dim) const { return batch_sizes.has_value() || (lengths.has_value() && dim == 2); }
 };
 
 // The arguments of rnn_layer and of rnn_layer_backward: references, good for the length of a call.
 struct LayerArguments {
-  const Tensor& input;  // (T, B, I); (B, T, I) with batch_first; (rows, I) with batch_sizes
+  const Tensor& input;  // (T, B, I); (B, T, I) with batch_first; (rows, I) packed or jagged
   const OptTensor& hx;  // (B, H)
   const Tensor& weight_ih;
   const Tensor& weight_hh;
@@ -63,7 +66,7 @@ class StepTables {
  private:
   Steps steps_{};
   Tensor batch_sizes_;
-  std::vector<int64_t> counts_, begins_, order_;
+  std::vector<int64_t> counts_, begins_, order_, firsts_;
 };
 
 // The rows of a tensor in the layer's layout; null for an absent one.
@@ -71,7 +74,7 @@ template <typename T>
 Rows<T> as_rows(const Tensor& t, const LayerOptions& options) {
   if (!t.defined()) return {};
   auto* const data = static_cast<T*>(const_cast<void*>(t.const_data_ptr()));
-  if (options.batch_sizes.has_value()) return {data, t.stride(0), t.stride(0), t.stride(1)};
+  if (options.is_flat(t.dim())) return {data, t.stride(0), t.stride(0), t.stride(1)};
   return {data, t.stride(options.batch_first ? 1 : 0), t.stride(options.batch_first ? 0 : 1), t.stride(2)};
 }
 

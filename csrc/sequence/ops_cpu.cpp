@@ -9,9 +9,9 @@
 namespace rnn_ext {
 namespace {
 
-// The kernels leave padding alone: there is none in packed data, nor where every row has every step.
+// The kernels leave padding alone: there is none in packed or jagged data, nor where every row has every step.
 void clear_padding(const Tensor& t, const LayerOptions& options) {
-  if (options.lengths.has_value()) t.zero_();
+  if (options.lengths.has_value() && !options.is_flat(t.dim())) t.zero_();
 }
 
 // Of packed data, only its batch_sizes say how many rows there are.

@@ -5,16 +5,18 @@
 namespace rnn_ext {
 
 // Which rows of the batch each step has, and where they lie. The batch is ordered so that a step's rows are its first
-// count(t): padded data, packed data, and padded data with lengths differ in the tables alone.
+// count(t): padded data, packed data, jagged data, and padded data with lengths differ in the tables alone.
 struct Steps {
   int64_t steps, batch;
   const int64_t* counts = nullptr;  // (steps), never rising; null: the whole batch at every step
   const int64_t* begins = nullptr;  // (steps), packed data: the number of the step's first row; null: that of the step
   const int64_t* order = nullptr;   // (batch): which row of the data a row of the batch is; null: the same
+  const int64_t* firsts = nullptr;  // (batch), jagged data: the number of the row's first step; null: that of the row
 
   int64_t count(int64_t t) const { return counts ? counts[t] : batch; }
   int64_t begin(int64_t t) const { return begins ? begins[t] : t; }
   int64_t place(int64_t b) const { return order ? order[b] : b; }
+  int64_t first(int64_t b) const { return firsts ? firsts[b] : place(b); }
 };
 
 // The rows of all steps: one of `size` elements for each step and each row of the batch that it has. Strides count
@@ -25,7 +27,7 @@ struct Rows {
   int64_t step_stride = 0, row_stride = 0, col_stride = 1;
 
   T* at(const Steps& steps, int64_t t, int64_t b) const {
-    return data + steps.begin(t) * step_stride + steps.place(b) * row_stride;
+    return data + steps.begin(t) * step_stride + steps.first(b) * row_stride;
   }
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from references import Arguments, random_arguments
 from torch import Tensor
@@ -56,6 +57,19 @@ def packed(t: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
     """The data of (T, B, ...) with sorted lengths, and the batch sizes."""
     data, batch_sizes, *_ = pack_padded_sequence(t, torch.tensor(lengths))
     return data, batch_sizes
+
+
+def jagged(t: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """The steps of each row of (T, B, ...) together, and the lengths."""
+    return torch.cat([t[:n, row] for row, n in enumerate(lengths)]), torch.tensor(lengths)
+
+
+# How flat data is made, its lengths, and the place of its numbers: the operator's arguments lengths and batch_sizes.
+FLAT = {
+    "packed": (packed, [5, 4, 2, 2], lambda numbers: (None, numbers)),
+    "jagged": (jagged, [2, 5, 0, 3], lambda numbers: (numbers, None)),
+}
+every_flat_layout = pytest.mark.parametrize("flatten, lengths, place", FLAT.values(), ids=FLAT.keys())
 
 
 def through_function(*tensors, nonlinearity="tanh", reverse=False, batch_first=False, lengths=None):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from references import Arguments
-from sequences import layer_arguments, loop_of_cells, packed
+from sequences import jagged, layer_arguments, loop_of_cells, packed
 from torch import Tensor, nn
 
 import rnn_ext
@@ -86,6 +86,13 @@ def test_rows_of_any_lengths_equal_a_loop_of_cells(shape, reverse, nonlinearity)
     expected = run(loop_of_cells, args, grads, lengths=lengths.tolist(), **options)
     torch.testing.assert_close(run(operator, args, grads, lengths=lengths, **options), expected)
 
+    numbers = lengths.tolist()
+    for place in (0, 2):  # output and the input's gradient
+        expected[place] = jagged(expected[place], numbers)[0]
+    rows = args._replace(input=jagged(args.input, numbers)[0])
+    row_grads = [jagged(grads[0], numbers)[0], grads[1]]
+    torch.testing.assert_close(run(operator, rows, row_grads, lengths=lengths, **options), expected)
+
     sorted_lengths = lengths.clamp(min=1).sort(descending=True).values.tolist()
     expected = run(loop_of_cells, args, grads, lengths=sorted_lengths, **options)
     data, batch_sizes = packed(args.input, sorted_lengths)
@@ -96,7 +103,7 @@ def test_rows_of_any_lengths_equal_a_loop_of_cells(shape, reverse, nonlinearity)
         batch_sizes=batch_sizes,
         **options,
     )
-    for place in (0, 2):  # output and the input's gradient
+    for place in (0, 2):
         expected[place] = packed(expected[place], sorted_lengths)[0]
     torch.testing.assert_close(ours, expected)
 

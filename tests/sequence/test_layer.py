@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from references import Arguments
-from sequences import ENTRIES, layer_arguments, loop_of_cells, packed
+from sequences import ENTRIES, every_flat_layout, jagged, layer_arguments, loop_of_cells
 from torch import Tensor
 
 import rnn_ext
@@ -61,18 +61,30 @@ def test_a_layer_equals_a_loop_of_cells(layer, nonlinearity, variant, reverse, l
     torch.testing.assert_close(gradients(ours, args.present(), grads), gradients(expected, args.present(), grads))
 
 
+@every_flat_layout
 @both_directions
 @every_case
-def test_a_packed_layer_equals_a_loop_of_cells(nonlinearity, variant, reverse):
-    args, lengths = arguments(variant, {}), [5, 4, 2, 2]
+def test_a_flat_layer_equals_a_loop_of_cells(nonlinearity, variant, reverse, flatten, lengths, place):
+    args = arguments(variant, {})
     output, h_n = loop_of_cells(*args, nonlinearity=nonlinearity, reverse=reverse, lengths=lengths)
-    expected = packed(output, lengths)[0], h_n
-    data, batch_sizes = packed(args.input, lengths)
+    expected = flatten(output, lengths)[0], h_n
+    data, numbers = flatten(args.input, lengths)
     grads = [torch.randn_like(t) for t in expected]
-    for layer in (rnn_ext.functional.run_layer, _aten.rnn_layer):
-        ours = layer(data, *args[1:], nonlinearity, reverse, False, None, batch_sizes)
+    for layer in (rnn_ext.functional.run_layer, torch.ops.rnn_ext.rnn_layer, _aten.rnn_layer):
+        ours = layer(data, *args[1:], nonlinearity, reverse, False, *place(numbers))
         torch.testing.assert_close(ours, expected)
         torch.testing.assert_close(gradients(ours, args.present(), grads), gradients(expected, args.present(), grads))
+
+
+@both_directions
+def test_a_nested_layer_is_a_jagged_one(reverse):
+    args = arguments({}, {})
+    rows, lengths = jagged(args.input.detach(), [2, 5, 0, 3])
+    x = torch.nested.nested_tensor_from_jagged(rows, lengths=lengths)
+    output, h_n = rnn_ext.rnn_layer(x, *args[1:], reverse=reverse)
+    expected = torch.ops.rnn_ext.rnn_layer(rows, *args[1:], "tanh", reverse, False, lengths)
+    torch.testing.assert_close((output.values(), h_n), expected)
+    assert output.offsets() is x.offsets()
 
 
 @every_layout

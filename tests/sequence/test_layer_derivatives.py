@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 from references import NONLINEARITIES, Arguments
-from sequences import NODES, layer_arguments, loop_of_cells, packed
+from sequences import NODES, every_flat_layout, layer_arguments, loop_of_cells
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -55,14 +55,16 @@ def test_second_derivatives_match_finite_differences(layer, variant):
         assert gradgradcheck(f, inputs, check_fwd_over_rev=True)
 
 
+@every_flat_layout
 @every_node
-def test_derivatives_of_a_packed_layer_match_finite_differences(layer):
+def test_derivatives_of_a_flat_layer_match_finite_differences(layer, flatten, lengths, place):
     op = torch.ops.rnn_ext.rnn_layer if layer is NODES["operator"] else rnn_ext.functional.run_layer
-    args = layer_arguments(3, 3, 2, 2)
-    data, batch_sizes = packed(args.input, [3, 2, 2])
+    lengths = [min(n, 3) for n in lengths[1:]]
+    args = layer_arguments(3, len(lengths), 2, 2)
+    data, numbers = flatten(args.input, lengths)
     args = args._replace(input=data).leaves()
     for reverse in (False, True):
-        f, inputs = of_present(lambda *tensors, r=reverse: op(*tensors, "tanh", r, False, None, batch_sizes), args)
+        f, inputs = of_present(lambda *tensors, r=reverse: op(*tensors, "tanh", r, False, *place(numbers)), args)
         assert gradcheck(f, inputs, check_forward_ad=True, check_batched_grad=True)
         assert gradgradcheck(f, inputs, check_fwd_over_rev=True)
 

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from entries import operators_run
 from references import seeded
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
@@ -210,14 +211,15 @@ def test_lengths_changed_after_the_call_change_no_gradient():
     assert all(grad[t, row].any() == (t < n) for row, n in enumerate(LENGTHS) for t in range(T))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_padding_may_be_nan(reverse):
+def test_padding_may_be_nan_or_infinite(reverse, value):
     """It is neither read nor computed, and takes no gradient."""
     rnn = seeded(rnn_ext.RNN, I, H, 2, bidirectional=reverse)
     x = torch.randn(T, B, I)
     poisoned = x.clone()
     for row, n in enumerate(LENGTHS):
-        poisoned[n:, row] = torch.nan
+        poisoned[n:, row] = value
     results = []
     for values in (x, poisoned):
         leaf = values.clone().requires_grad_()
@@ -225,12 +227,62 @@ def test_padding_may_be_nan(reverse):
         gradients = torch.autograd.grad(output.sum() + h_n.sum(), [leaf, *rnn.parameters()])
         results.append([output, h_n, *gradients])
     torch.testing.assert_close(*results)
-    grad = torch.full_like(results[0][0], torch.nan)
+    grad = torch.full_like(results[0][0], value)
     for row, n in enumerate(LENGTHS):
         grad[:n, row] = 1
     leaf = poisoned.clone().requires_grad_()
     output, _ = rnn(leaf, lengths=LENGTHS)
-    assert not torch.autograd.grad(output, leaf, grad)[0].isnan().any()
+    assert torch.autograd.grad(output, leaf, grad)[0].isfinite().all()
+
+
+# Nested tensors
+
+
+def nested(*lengths: int) -> Tensor:
+    rows = [torch.randn(n, I, dtype=torch.float64) for n in lengths]
+    return torch.nested.nested_tensor(rows, layout=torch.jagged, requires_grad=True)
+
+
+@every_hx
+@every_option
+def test_nested_input_gives_what_lengths_give(options, hx):
+    rnn = seeded(rnn_ext.RNN, I, H, dtype=torch.float64, **options)
+    numbers = [4, 0, 6, 1]
+    x = nested(*numbers)
+    state = states(rnn, B).requires_grad_() if hx else None
+    leaves = [x, *rnn.parameters(), *([state] if hx else [])]
+    output, h_n = rnn(x, state)
+    assert output.layout == torch.jagged and output.shape == (*x.shape[:2], H * (2 if rnn.bidirectional else 1))
+    assert output.offsets() is x.offsets() and not output.values().isnan().any()
+    found = torch.autograd.grad(output.values().pow(2).sum() + h_n.sum(), leaves)
+
+    padded = torch.nested.to_padded_tensor(x, 0.0)
+    given = padded if rnn.batch_first else padded.transpose(0, 1)
+    expected, expected_h_n = rnn(given, state, lengths=numbers)
+    torch.testing.assert_close(h_n, expected_h_n)
+    for row, theirs, n in zip(output.unbind(), expected.unbind(0 if rnn.batch_first else 1), numbers, strict=True):
+        torch.testing.assert_close(row, theirs[:n])
+    of_x, *others = torch.autograd.grad(expected.pow(2).sum() + expected_h_n.sum(), leaves)
+    torch.testing.assert_close(found[0].values(), of_x.values())
+    torch.testing.assert_close(list(found[1:]), others)
+
+
+def test_nested_input_is_neither_copied_nor_padded():
+    rnn, x = seeded(rnn_ext.RNN, I, H, dtype=torch.float64), nested(4, 0, 6, 1)
+    names = set(operators_run(lambda: torch.autograd.grad(rnn(x)[0].values().sum(), [x, *rnn.parameters()])))
+    assert {"rnn_ext::rnn_layer", "rnn_ext::rnn_layer_backward"} <= names
+    assert not names & {"aten::clone", "aten::index_select", "aten::pad", "aten::linear"}
+
+
+@pytest.mark.parametrize("lengths", [(), (0, 0), (1,), (3, 3)], ids=str)
+def test_nested_input_of_few_or_equal_rows(lengths):
+    rnn = seeded(rnn_ext.RNN, I, H, 2, bidirectional=True, dtype=torch.float64)
+    rows, numbers = torch.randn(sum(lengths), I, dtype=torch.float64), torch.tensor(lengths, dtype=torch.int64)
+    x = torch.nested.nested_tensor_from_jagged(rows, lengths=numbers)
+    output, h_n = rnn(x)
+    assert (output.values().shape, h_n.shape) == ((sum(lengths), 2 * H), (4, len(lengths), H))
+    for row, theirs in zip(x.unbind(), output.unbind(), strict=True) if sum(lengths) else ():
+        torch.testing.assert_close(theirs, rnn(row)[0])
 
 
 # On CUDA, as long as there are no kernels of ours for sequences: cuDNN and ATen

@@ -270,6 +270,32 @@ def test_wrong_lengths_are_value_errors_with_the_numbers(case, words):
     assert all(word in str(error) for word in words), error
 
 
+JAGGED = torch.nested.nested_tensor([zeros(2, 4), zeros(1, 4), zeros(3, 4)], layout=torch.jagged)
+GAPS = torch.nested.nested_tensor_from_jagged(zeros(6, 4), torch.tensor([0, 3, 6]), torch.tensor([2, 1]))
+WRONG_NESTED = {
+    "lengths": (lengths_call([2, 1, 3], JAGGED), ["nested"]),
+    "features": (call(torch.cat([JAGGED, JAGGED], -1), batch_first=True), ["3 rows", "8 features", "RNN(4, 5"]),
+    "dtype": (call(JAGGED.double()), ["float64", "float32"]),
+    "hx_rows": (call(JAGGED, zeros(1, 2, 5)), ["[1, 2, 5]", "[1, 3, 5]"]),
+    "hx_layers": (call(JAGGED, HX, **DEEP), ["[1, 3, 5]", "[4, 3, 5]"]),
+    "hx_2d": (call(JAGGED, zeros(3, 5)), ["[3, 5]", "[1, 3, 5]"]),
+    "gaps": (call(GAPS), ["without gaps", "2"]),
+    "strided": (call(torch.nested.nested_tensor([zeros(2, 4), zeros(1, 4)])), ["jagged", "strided", "2"]),
+    "transposed": (call(JAGGED.transpose(1, 2)), ["(B, j, I)", "3"]),
+    "2d": (call(torch.nested.nested_tensor([zeros(2), zeros(1)], layout=torch.jagged)), ["2-D"]),
+    "4d": (call(torch.nested.nested_tensor([zeros(2, 3, 4)], layout=torch.jagged)), ["4-D"]),
+    "offsets": (call(torch.nested.nested_tensor_from_jagged(zeros(6, 4), torch.tensor([0, 3, 5]))), ["5", "6"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("case, words", WRONG_NESTED.values(), ids=WRONG_NESTED.keys())
+def test_wrong_nested_inputs_are_value_errors_with_the_numbers(case, words):
+    error = outcome(case, rnn_ext.RNN)
+    assert type(error) is ValueError, error
+    assert all(word in str(error) for word in words), error
+
+
 def test_shapes_are_looked_at_before_lengths():
     error = outcome(lambda cls: cls(4, 5)(zeros(2, 3, 6), lengths=[9, 9, 9]), rnn_ext.RNN)
     expected = outcome(SAME_WORDS["input_size"], nn.RNN)

@@ -47,7 +47,7 @@ void finish_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, in
   const int64_t H = p.weights.hidden_size, rows = walk.count(s), t = walk.time(s);
   T* const base = p.output.data + p.steps.begin(t) * p.output.step_stride;
   for (int64_t b = 0; b < rows; ++b) {
-    T* const output = base + p.steps.place(walk.first_row + b) * p.output.row_stride;
+    T* const output = base + p.steps.first(walk.first_row + b) * p.output.row_stride;
     acc_t<T>* const row = z + b * stride;
     for (int64_t j = begin; j < end; j += Vec::kLanes) {
       const typename Vec::V h = activate<kind, Vec>(Vec::load(row + j));
