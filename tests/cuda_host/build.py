@@ -187,7 +187,7 @@ def kernel_sources() -> list[Path]:
 
 def kernels_program(variant: Variant) -> Path:
     """The tests of the project's kernels."""
-    tests = [TESTS / f"test_{part}.cpp" for part in ("kernels", "mainloop", "backward_plan")]
+    tests = [TESTS / f"test_{part}.cpp" for part in ("kernels", "mainloop", "backward_plan", "recurrence")]
     sources = [*tests, *kernel_sources()]
     return build_program("test_kernels", variant, sources)
 

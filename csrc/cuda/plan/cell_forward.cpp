@@ -37,42 +37,6 @@ double smem_traffic(const ForwardTiledKernel& k, Dtype dtype) {
   return warps * (4 * k.parts_m + 8 * k.parts_n) * k.bk * sum_bytes_of(dtype);
 }
 
-double tiled_microseconds(const ForwardTiledKernel& k, const ForwardCase& c, const Device& d, int splits,
-                          Reduction reduction) {
-  const Machine m = machine_of(d.compute_capability);
-  const int64_t tiles = ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn);
-  const int64_t slices = ceil_div(c.input_size, k.bk) + (c.hx ? ceil_div(c.hidden_size, k.bk) : 0);
-  const double block_slices = double(ceil_div(slices, splits));
-  const double size = bytes_of(c.dtype);
-  // A tile's rows beyond the batch are multiplied, but not read.
-  const double rows = double(std::min<int64_t>(k.bm, c.batch)),
-               columns = double(std::min<int64_t>(k.bn, c.hidden_size));
-  const double narrow = c.vector_bytes >= 16 ? 1 : c.vector_bytes == 8 ? 1.2 : 1.5;
-  const double flops = 2.0 * k.bm * k.bn * k.bk / compute_flops(m, k.math, c.dtype) *
-                       (k.math == Math::kSimt && size <= 4 ? simt_instructions(k.bm, k.bn, k.parts_m, k.parts_n) : 1);
-  const double smem = smem_traffic(k, c.dtype) / kSmemBytes;
-  const double l2 = (rows + columns) * k.bk * size * narrow / m.l2_bytes;
-  const int64_t blocks = tiles * splits, per_sm = ceil_div(blocks, d.multiprocessors);
-  const int resident = std::max(1, std::min(k.blocks_per_sm, int(d.smem_per_block / k.smem_bytes(c.dtype))));
-  const double rounds = double(ceil_div(per_sm, resident));
-  // Through registers, a slice is one round trip to L2, which only other blocks of the multiprocessor hide.
-  const double trip = k.fill == Fill::kStaged ? kTripClocks / double(std::min<int64_t>(per_sm, resident)) : 0;
-  double clocks = per_sm * block_slices * std::max({flops, smem, l2, trip});
-  clocks = std::max(clocks, blocks * block_slices * (rows + columns) * k.bk * size / m.l2_total_bytes);
-  const double epilogue = 2.0 * k.bm * k.bn * sum_bytes_of(c.dtype) * k.groups / kSmemBytes;  // written and read back
-  clocks += per_sm * epilogue;
-  double us = kRamp + rounds * (kLatency + kRound);
-  const double partial = rows * columns * sum_bytes_of(c.dtype);
-  if (reduction == Reduction::kCluster) {
-    us += kClusterSync;
-    clocks += per_sm * partial / kClusterBytes;
-  } else if (reduction == Reduction::kWorkspace) {
-    us += kWorkspaceSync;
-    clocks += per_sm * partial / m.l2_bytes + partial * splits / m.l2_bytes;
-  }
-  return us + clocks / (m.ghz * 1e3);
-}
-
 // Tiles of as many rows as a cluster has blocks for.
 int64_t wgmma_tiles(const ForwardWgmmaKernel& k, const ForwardCase& c) {
   return ceil_div(c.batch, k.bm * k.cluster) * ceil_div(c.hidden_size, k.bn);
@@ -145,20 +109,6 @@ std::string why_not_gemv(const ForwardCase& c) {
   const int most = forward_gemv_max_batch(c.dtype);
   return c.batch <= most ? ""
                          : "it takes batches of up to " + std::to_string(most) + ", not " + std::to_string(c.batch);
-}
-
-std::string why_not_tiled(const ForwardTiledKernel& k, const ForwardCase& c, const Device& d) {
-  if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
-  if (d.compute_capability < k.first_sm || d.compute_capability > k.last_sm ||
-      (c.dtype == Dtype::kBFloat16 && k.math == Math::kTensorCore && d.compute_capability < 80)) {
-    return not_for(d.compute_capability);
-  }
-  if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
-  if (k.fill == Fill::kAsync && bytes_of(c.dtype) == 2 && c.vector_bytes < 4) {
-    return "its copies need 16-bit operands with unit stride along K and 4-byte aligned rows";
-  }
-  if (k.smem_bytes(c.dtype) > d.smem_per_block) return "it needs more shared memory than this GPU has";
-  return "";
 }
 
 std::string why_not_wgmma(const ForwardWgmmaKernel& k, const ForwardCase& c, const Device& d) {
@@ -358,6 +308,56 @@ std::string describe(const ForwardPlan& plan, const ForwardCase& c) {
 }
 
 }  // namespace
+
+double tiled_microseconds(const ForwardTiledKernel& k, const ForwardCase& c, const Device& d, int splits,
+                          Reduction reduction) {
+  const Machine m = machine_of(d.compute_capability);
+  const int64_t tiles = ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn);
+  const int64_t slices = ceil_div(c.input_size, k.bk) + (c.hx ? ceil_div(c.hidden_size, k.bk) : 0);
+  const double block_slices = double(ceil_div(slices, splits));
+  const double size = bytes_of(c.dtype);
+  // A tile's rows beyond the batch are multiplied, but not read.
+  const double rows = double(std::min<int64_t>(k.bm, c.batch)),
+               columns = double(std::min<int64_t>(k.bn, c.hidden_size));
+  const double narrow = c.vector_bytes >= 16 ? 1 : c.vector_bytes == 8 ? 1.2 : 1.5;
+  const double flops = 2.0 * k.bm * k.bn * k.bk / compute_flops(m, k.math, c.dtype) *
+                       (k.math == Math::kSimt && size <= 4 ? simt_instructions(k.bm, k.bn, k.parts_m, k.parts_n) : 1);
+  const double smem = smem_traffic(k, c.dtype) / kSmemBytes;
+  const double l2 = (rows + columns) * k.bk * size * narrow / m.l2_bytes;
+  const int64_t blocks = tiles * splits, per_sm = ceil_div(blocks, d.multiprocessors);
+  const int resident = std::max(1, std::min(k.blocks_per_sm, int(d.smem_per_block / k.smem_bytes(c.dtype))));
+  const double rounds = double(ceil_div(per_sm, resident));
+  // Through registers, a slice is one round trip to L2, which only other blocks of the multiprocessor hide.
+  const double trip = k.fill == Fill::kStaged ? kTripClocks / double(std::min<int64_t>(per_sm, resident)) : 0;
+  double clocks = per_sm * block_slices * std::max({flops, smem, l2, trip});
+  clocks = std::max(clocks, blocks * block_slices * (rows + columns) * k.bk * size / m.l2_total_bytes);
+  const double epilogue = 2.0 * k.bm * k.bn * sum_bytes_of(c.dtype) * k.groups / kSmemBytes;  // written and read back
+  clocks += per_sm * epilogue;
+  double us = kRamp + rounds * (kLatency + kRound);
+  const double partial = rows * columns * sum_bytes_of(c.dtype);
+  if (reduction == Reduction::kCluster) {
+    us += kClusterSync;
+    clocks += per_sm * partial / kClusterBytes;
+  } else if (reduction == Reduction::kWorkspace) {
+    us += kWorkspaceSync;
+    clocks += per_sm * partial / m.l2_bytes + partial * splits / m.l2_bytes;
+  }
+  return us + clocks / (m.ghz * 1e3);
+}
+
+std::string why_not_tiled(const ForwardTiledKernel& k, const ForwardCase& c, const Device& d) {
+  if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
+  if (d.compute_capability < k.first_sm || d.compute_capability > k.last_sm ||
+      (c.dtype == Dtype::kBFloat16 && k.math == Math::kTensorCore && d.compute_capability < 80)) {
+    return not_for(d.compute_capability);
+  }
+  if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
+  if (k.fill == Fill::kAsync && bytes_of(c.dtype) == 2 && c.vector_bytes < 4) {
+    return "its copies need 16-bit operands with unit stride along K and 4-byte aligned rows";
+  }
+  if (k.smem_bytes(c.dtype) > d.smem_per_block) return "it needs more shared memory than this GPU has";
+  return "";
+}
 
 bool allows_split_tf32(const char* variable) {
   const std::string text = variable != nullptr ? variable : "";

@@ -9,168 +9,23 @@
 
 #include "check.h"
 #include "kernels.h"
+#include "operands.h"
 
 namespace {
 
 using namespace rnn_ext;
 using namespace rnn_ext::cuda;
-
-// ---- dtypes ---------------------------------------------------------------------------------------------------------
-
-// `unit` is the largest relative error of one rounding to T, `smallest` the largest absolute one among subnormals.
-template <typename T>
-struct Dtype;
-template <>
-struct Dtype<float> {
-  static constexpr const char* name = "float";
-  static constexpr double unit = 0x1p-24, smallest = 0x1p-150;
-  static float from(double v) { return static_cast<float>(v); }
-  static double to(float v) { return v; }
-};
-template <>
-struct Dtype<double> {
-  static constexpr const char* name = "double";
-  static constexpr double unit = 0x1p-53, smallest = 0x1p-1074;
-  static double from(double v) { return v; }
-  static double to(double v) { return v; }
-};
-template <>
-struct Dtype<__half> {
-  static constexpr const char* name = "half";
-  static constexpr double unit = 0x1p-11, smallest = 0x1p-25;
-  static __half from(double v) { return __float2half(static_cast<float>(v)); }
-  static double to(__half v) { return __half2float(v); }
-};
-template <>
-struct Dtype<__nv_bfloat16> {
-  static constexpr const char* name = "bfloat16";
-  static constexpr double unit = 0x1p-8, smallest = 0x1p-134;
-  static __nv_bfloat16 from(double v) { return __float2bfloat16(static_cast<float>(v)); }
-  static double to(__nv_bfloat16 v) { return __bfloat162float(v); }
-};
-
-template <typename T>
-constexpr bool is_16_bit = sizeof(T) == 2;
-template <typename T>
-constexpr bool is_bfloat16 = std::is_same<T, __nv_bfloat16>::value;
-template <typename T>
-constexpr double accumulator_unit = is_16_bit<T> ? Dtype<float>::unit : Dtype<T>::unit;
-
-// ---- buffers --------------------------------------------------------------------------------------------------------
-
-enum class Layout {
-  kContiguous,
-  kMisaligned,   // contiguous, starting one element past an aligned address
-  kPaddedRows,   // rows three elements further apart than they are long
-  kTransposed,   // column-major
-  kEverySecond,  // both strides larger than they need be
-  kAlignedRows,  // rows at multiples of 16 bytes, whatever their length
-};
-constexpr Layout kLayouts[] = {Layout::kContiguous, Layout::kMisaligned, Layout::kPaddedRows, Layout::kTransposed,
-                               Layout::kEverySecond};
-
-// A matrix whose allocation ends with its last element.
-template <typename T>
-class Operand {
- public:
-  Operand(int64_t rows, int64_t columns, Layout layout, check::Random& random) : rows_(rows), columns_(columns) {
-    matrix_.row_stride = columns;
-    int64_t offset = 0;
-    switch (layout) {
-      case Layout::kContiguous:
-        break;
-      case Layout::kMisaligned:
-        offset = 1;
-        break;
-      case Layout::kPaddedRows:
-        matrix_.row_stride = columns + 3;
-        break;
-      case Layout::kTransposed:
-        matrix_.row_stride = 1;
-        matrix_.col_stride = rows;
-        break;
-      case Layout::kEverySecond:
-        matrix_.row_stride = 2 * columns + 1;
-        matrix_.col_stride = 2;
-        break;
-      case Layout::kAlignedRows:
-        matrix_.row_stride = columns / 8 * 8 + 16;
-        break;
-    }
-    const bool empty = rows == 0 || columns == 0;
-    const int64_t size = empty ? 0 : offset + (rows - 1) * matrix_.row_stride + (columns - 1) * matrix_.col_stride + 1;
-    storage_.reset(new T[size]);
-    for (int64_t i = 0; i < size; ++i) storage_[i] = Dtype<T>::from(std::numeric_limits<double>::quiet_NaN());
-    matrix_.data = storage_.get() + offset;
-    for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < columns; ++c) at(r, c) = Dtype<T>::from(random.uniform());
-    }
-  }
-
-  const Matrix<T>& matrix() const { return matrix_; }
-  double operator()(int64_t r, int64_t c) const {
-    return Dtype<T>::to(matrix_.data[r * matrix_.row_stride + c * matrix_.col_stride]);
-  }
-
- private:
-  T& at(int64_t r, int64_t c) {
-    return storage_[matrix_.data - storage_.get() + r * matrix_.row_stride + c * matrix_.col_stride];
-  }
-
-  int64_t rows_, columns_;
-  std::unique_ptr<T[]> storage_;
-  Matrix<T> matrix_;
-};
-
-// A contiguous result, NaN until written.
-template <typename T>
-class Result {
- public:
-  explicit Result(int64_t size) : size_(size), storage_(new T[size]) { clear(); }
-  void clear() {
-    for (int64_t i = 0; i < size_; ++i) storage_[i] = Dtype<T>::from(std::numeric_limits<double>::quiet_NaN());
-  }
-  T* data() { return storage_.get(); }
-  int64_t size() const { return size_; }
-  double operator[](int64_t i) const { return Dtype<T>::to(storage_[i]); }
-
- private:
-  int64_t size_;
-  std::unique_ptr<T[]> storage_;
-};
-
-// ---- the reference --------------------------------------------------------------------------------------------------
-
-// A float64 result with the error that the kernel may make: each of `terms` additions and multiplications rounds once
-// in the accumulator's precision, whatever their order, and the result rounds once to T.
-struct Expected {
-  double value = 0, magnitude = 0;
-  int terms = 0;
-
-  void add(double v) {
-    value += v;
-    magnitude += std::fabs(v);
-    ++terms;
-  }
-  // `rounded` if each term has been rounded to T once already.
-  template <typename T>
-  double tolerance(bool rounded) const {
-    return (terms + 4) * accumulator_unit<T> * magnitude + (rounded ? Dtype<T>::unit * magnitude : 0) +
-           Dtype<T>::unit * std::fabs(value) + Dtype<T>::smallest;
-  }
-};
-
-double activate_reference(double z, Nonlinearity f) {
-  if (f == Nonlinearity::kTanh) return std::tanh(z);
-  if (f == Nonlinearity::kRelu) return z < 0 ? 0 : z;
-  return 1 / (1 + std::exp(-z));
-}
-
-double activate_backward_reference(double grad, double output, Nonlinearity f) {
-  if (f == Nonlinearity::kTanh) return grad * (1 - output * output);
-  if (f == Nonlinearity::kRelu) return output > 0 ? grad : 0;
-  return grad * output * (1 - output);
-}
+using check::accumulator_unit;
+using check::activate_backward_reference;
+using check::activate_reference;
+using check::Dtype;
+using check::Expected;
+using check::is_16_bit;
+using check::is_bfloat16;
+using check::kLayouts;
+using check::Layout;
+using check::Operand;
+using check::Result;
 
 struct Case {
   int64_t batch, input_size, hidden_size;

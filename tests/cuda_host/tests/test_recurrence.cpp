@@ -1,0 +1,376 @@
+// Every kernel of a recurrence on the host runtime, step by step against a float64 loop that starts from what the
+// kernel stored of the step before: padded, packed and ragged data, in buffers of exact size, with NaN in every gap and
+// in every row that a step does not have.
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <string>
+
+#include "check.h"
+#include "kernels.h"
+#include "operands.h"
+
+namespace {
+
+using namespace rnn_ext;
+using namespace rnn_ext::cuda;
+using check::Dtype;
+using check::Expected;
+using check::is_16_bit;
+using check::Layout;
+using check::Operand;
+using check::Result;
+
+enum class Data { kTimeFirst, kBatchFirst, kPacked, kLengths, kLengthsBatchFirst };
+
+struct Case {
+  int64_t steps, batch, hidden_size;
+  Data data;
+  int padding;  // elements between rows
+  Layout weight;
+  Nonlinearity nonlinearity;
+  bool reverse, hx;
+  int wanted = 7;  // backward, a bit each: grad_output, grad_h_n, grad_hx
+
+  std::string name() const {
+    char text[160];
+    std::snprintf(text, sizeof text, "T=%d B=%d H=%d data %d padding %d U %d f %d%s%s wanted %d", int(steps),
+                  int(batch), int(hidden_size), int(data), padding, int(weight), int(nonlinearity),
+                  reverse ? " reverse" : "", hx ? " hx" : "", wanted);
+    return text;
+  }
+};
+
+// ---- data -----------------------------------------------------------------------------------------------------------
+
+// The tables of a case, in buffers of exact size.
+class Tables {
+ public:
+  explicit Tables(const Case& c) : rows_(c.steps * c.batch) {
+    steps_ = {c.steps, c.batch};
+    if (c.data == Data::kTimeFirst || c.data == Data::kBatchFirst) return;
+    std::vector<int64_t> lengths(c.batch), order(c.batch);
+    for (int64_t b = 0; b < c.batch; ++b) {
+      lengths[b] = c.data == Data::kPacked ? std::max<int64_t>(1, c.steps - b) : (b * 7 + 2) % (c.steps + 1);
+    }
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+    steps_.steps = c.batch > 0 ? lengths[order[0]] : 0;
+    counts_.reset(new int64_t[steps_.steps]);
+    begins_.reset(new int64_t[steps_.steps]);
+    int64_t rows = 0;
+    for (int64_t t = 0; t < steps_.steps; ++t) {
+      begins_[t] = rows;
+      counts_[t] = std::count_if(lengths.begin(), lengths.end(), [&](int64_t length) { return length > t; });
+      rows += counts_[t];
+    }
+    steps_.counts = counts_.get();
+    if (c.data == Data::kPacked) {
+      rows_ = rows;
+      steps_.begins = begins_.get();
+    } else {
+      order_.reset(new int64_t[c.batch]);
+      std::copy(order.begin(), order.end(), order_.get());
+      steps_.order = order_.get();
+    }
+  }
+
+  const Steps& steps() const { return steps_; }
+  int64_t rows() const { return rows_; }
+
+ private:
+  Steps steps_{};
+  int64_t rows_;
+  std::unique_ptr<int64_t[]> counts_, begins_, order_;
+};
+
+// Rows of a case's data: NaN, or random where a step has them.
+template <typename T>
+class Buffer {
+ public:
+  Buffer(const Case& c, const Tables& tables, int col_stride = 1) : tables_(tables), size_(c.hidden_size) {
+    const int64_t row = size_ * col_stride + c.padding;
+    const bool batch_first = c.data == Data::kBatchFirst || c.data == Data::kLengthsBatchFirst;
+    rows_.step_stride = c.data == Data::kPacked ? row : batch_first ? row : row * c.batch;
+    rows_.row_stride = batch_first ? row * c.steps : row;
+    rows_.col_stride = col_stride;
+    elements_ = tables.rows() > 0 ? (tables.rows() - 1) * row + (size_ - 1) * col_stride + 1 : 0;
+    storage_.reset(new T[elements_]);
+    rows_.data = storage_.get();
+    clear();
+  }
+
+  void clear() {
+    for (int64_t i = 0; i < elements_; ++i) storage_[i] = Dtype<T>::from(std::numeric_limits<double>::quiet_NaN());
+  }
+  void fill(check::Random& random) {
+    for_each([&](int64_t t, int64_t b) {
+      for (int64_t n = 0; n < size_; ++n) *at(t, b, n) = Dtype<T>::from(random.uniform());
+    });
+  }
+  double operator()(int64_t t, int64_t b, int64_t n) const { return Dtype<T>::to(*at(t, b, n)); }
+  const Rows<T>& rows() const { return rows_; }
+  Rows<const T> const_rows() const { return {rows_.data, rows_.step_stride, rows_.row_stride, rows_.col_stride}; }
+
+  // How many elements are no NaN.
+  int64_t written() const {
+    return std::count_if(storage_.get(), storage_.get() + elements_,
+                         [](const T& v) { return !std::isnan(Dtype<T>::to(v)); });
+  }
+  bool same_bits(const std::vector<T>& other) const {
+    return std::memcmp(other.data(), storage_.get(), elements_ * sizeof(T)) == 0;
+  }
+  std::vector<T> copy() const { return {storage_.get(), storage_.get() + elements_}; }
+
+ private:
+  const Tables& tables_;
+  int64_t size_, elements_;
+  std::unique_ptr<T[]> storage_;
+  Rows<T> rows_;
+
+  T* at(int64_t t, int64_t b, int64_t n) const { return rows_.at(tables_.steps(), t, b) + n * rows_.col_stride; }
+
+  template <typename F>
+  void for_each(F f) const {
+    for (int64_t t = 0; t < tables_.steps().steps; ++t) {
+      for (int64_t b = 0; b < tables_.steps().count(t); ++b) f(t, b);
+    }
+  }
+};
+
+// The step before t in the order of the steps, for row b; -1 if there is none.
+int64_t step_before(const Steps& s, bool reverse, int64_t t, int64_t b) {
+  const int64_t before = reverse ? t + 1 : t - 1;
+  return before < 0 || before >= s.steps || b >= s.count(before) ? -1 : before;
+}
+
+int64_t live_elements(const Case& c, const Steps& s) {
+  int64_t rows = 0;
+  for (int64_t t = 0; t < s.steps; ++t) rows += s.count(t);
+  return rows * c.hidden_size;
+}
+
+template <typename T>
+void expect(const char* kernel, const Case& c, int seed, const char* what, int64_t t, int64_t b, int64_t n, double got,
+            const Expected& expected) {
+  if (std::fabs(got - expected.value) <= expected.tolerance<T>(false)) return;
+  throw std::runtime_error(std::string(kernel) + "<" + Dtype<T>::name + ">, " + c.name() + ", seed " +
+                           std::to_string(seed) + ": " + what + " of step " + std::to_string(t) + ", row " +
+                           std::to_string(b) + ", column " + std::to_string(n) + " is " + std::to_string(got) +
+                           ", expected " + std::to_string(expected.value));
+}
+
+void expect_written(const char* kernel, const Case& c, int64_t got, int64_t expected) {
+  if (got == expected) return;
+  throw std::runtime_error(std::string(kernel) + ", " + c.name() + ": " + std::to_string(got) +
+                           " elements are written, expected " + std::to_string(expected));
+}
+
+// ---- the two passes -------------------------------------------------------------------------------------------------
+
+template <typename T>
+void test_forward(const RecurrenceKernel<T>& kernel, const Case& c) {
+  check::Random random(static_cast<uint32_t>(c.batch * 7 + c.steps * 3 + c.hidden_size));
+  const int64_t H = c.hidden_size;
+  const Tables tables(c), device_tables(c);
+  const Steps& steps = tables.steps();
+  Buffer<Accumulator<T>> z(c, tables);
+  z.fill(random);
+  const Operand<T> U(H, H, c.weight, random), hx(c.batch, H, c.weight, random);
+  Buffer<T> output(c, tables);
+  Result<T> h_n(c.batch * H);
+
+  RecurrenceForwardParams<T> p{};
+  p.steps = device_tables.steps();
+  p.reverse = c.reverse;
+  p.weight_hh = U.matrix();
+  p.hidden_size = H;
+  p.nonlinearity = c.nonlinearity;
+  p.z = z.const_rows();
+  if (c.hx) p.hx = hx.matrix();
+  p.output = output.rows();
+  p.h_n = h_n.data();
+  std::vector<T> first;
+  check::for_each_seed([&](int seed) {
+    output.clear();
+    h_n.clear();
+    CHECK(kernel.forward(p, steps) == cudaSuccess);
+    expect_written(kernel.name, c, output.written(), live_elements(c, steps));
+    for (int64_t b = 0; b < c.batch; ++b) {
+      const int64_t place = steps.place(b);
+      int64_t last = -1;  // its own last step
+      for (int64_t t = 0; t < steps.steps; ++t) {
+        if (b >= steps.count(t)) continue;
+        if (last < 0 || !c.reverse) last = t;
+        const int64_t before = step_before(steps, c.reverse, t, b);
+        for (int64_t n = 0; n < H; ++n) {
+          Expected h;
+          h.add(z(t, b, n));
+          for (int64_t k = 0; k < H && (before >= 0 || c.hx); ++k) {
+            h.add((before >= 0 ? output(before, b, k) : hx(place, k)) * U(n, k));
+          }
+          h.value = check::activate_reference(h.value, c.nonlinearity);
+          // f's own error, as in test_kernels.cpp.
+          h.magnitude += is_16_bit<T> ? std::fabs(h.value) * 0x1p-10 / check::accumulator_unit<T> / (h.terms + 4) : 1;
+          expect<T>(kernel.name, c, seed, "h", t, b, n, output(t, b, n), h);
+        }
+      }
+      for (int64_t n = 0; n < H; ++n) {
+        const double expected = last >= 0 ? output(last, b, n) : c.hx ? hx(place, n) : 0;
+        if (h_n[place * H + n] == expected) continue;
+        check::report("%s<%s>, %s, seed %d: h_n of row %d, column %d is %g, expected %g", kernel.name, Dtype<T>::name,
+                      c.name().c_str(), seed, int(b), int(n), h_n[place * H + n], expected);
+        return;
+      }
+    }
+    if (seed == 0) first = output.copy();
+    if (!output.same_bits(first)) check::report("%s, %s: expected the bits of seed 0", kernel.name, c.name().c_str());
+  });
+}
+
+template <typename T>
+void test_backward(const RecurrenceKernel<T>& kernel, const Case& c) {
+  check::Random random(static_cast<uint32_t>(c.batch * 5 + c.steps * 11 + c.hidden_size));
+  const int64_t H = c.hidden_size;
+  const Tables tables(c), device_tables(c);
+  const Steps& steps = tables.steps();
+  Buffer<T> grad_output(c, tables, c.padding > 1 ? 2 : 1), output(c, tables), grad_z(c, tables);
+  grad_output.fill(random);
+  output.fill(random);
+  const Operand<T> U(H, H, c.weight, random), grad_h_n(c.batch, H, c.weight, random);
+  Result<T> grad_hx(c.batch * H);
+
+  RecurrenceBackwardParams<T> p{};
+  p.steps = device_tables.steps();
+  p.reverse = c.reverse;
+  p.weight_hh = U.matrix();
+  p.hidden_size = H;
+  p.nonlinearity = c.nonlinearity;
+  if ((c.wanted & 1) != 0) p.grad_output = grad_output.const_rows();
+  if ((c.wanted & 2) != 0) p.grad_h_n = grad_h_n.matrix();
+  p.output = output.const_rows();
+  p.grad_z = grad_z.rows();
+  p.grad_hx = (c.wanted & 4) != 0 ? grad_hx.data() : nullptr;
+  std::vector<T> first;
+  check::for_each_seed([&](int seed) {
+    grad_z.clear();
+    grad_hx.clear();
+    CHECK(kernel.backward(p, steps) == cudaSuccess);
+    expect_written(kernel.name, c, grad_z.written(), live_elements(c, steps));
+    const auto add_product = [&](Expected& sum, int64_t t, int64_t b, int64_t n) {
+      for (int64_t k = 0; k < H; ++k) sum.add(grad_z(t, b, k) * U(k, n));
+    };
+    for (int64_t b = 0; b < c.batch; ++b) {
+      const int64_t place = steps.place(b);
+      int64_t first_step = -1;
+      for (int64_t t = 0; t < steps.steps; ++t) {
+        if (b >= steps.count(t)) continue;
+        if (step_before(steps, c.reverse, t, b) < 0) first_step = t;
+        const int64_t after = step_before(steps, !c.reverse, t, b);
+        for (int64_t n = 0; n < H; ++n) {
+          Expected dz;
+          if (p.grad_output.data != nullptr) dz.add(grad_output(t, b, n));
+          if (after >= 0) add_product(dz, after, b, n);
+          if (after < 0 && p.grad_h_n.data != nullptr) dz.add(grad_h_n(place, n));
+          const double slope = check::activate_backward_reference(1, output(t, b, n), c.nonlinearity);
+          // 1 - h² may be small, but is off by the rounding of h².
+          dz.magnitude = dz.magnitude * std::fabs(slope) + std::fabs(dz.value);
+          dz.value *= slope;
+          expect<T>(kernel.name, c, seed, "dz", t, b, n, grad_z(t, b, n), dz);
+        }
+      }
+      for (int64_t n = 0; n < H && p.grad_hx != nullptr; ++n) {
+        Expected dh;
+        if (first_step >= 0) {
+          add_product(dh, first_step, b, n);
+        } else if (p.grad_h_n.data != nullptr) {
+          dh.add(grad_h_n(place, n));
+        }
+        expect<T>(kernel.name, c, seed, "grad_hx", -1, b, n, grad_hx[place * H + n], dh);
+      }
+    }
+    if (seed == 0) first = grad_z.copy();
+    if (!grad_z.same_bits(first)) check::report("%s, %s: expected the bits of seed 0", kernel.name, c.name().c_str());
+  });
+}
+
+// Around tiles of 16, 32 and 64, aligned and not; every other property changes from one to the next.
+const Case kCases[] = {
+    {3, 2, 8, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, false, true},
+    {1, 1, 1, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, false, false},
+    {3, 5, 7, Data::kBatchFirst, 0, Layout::kMisaligned, Nonlinearity::kRelu, true, true, 5},
+    {4, 17, 24, Data::kPacked, 0, Layout::kContiguous, Nonlinearity::kTanh, false, true},
+    {4, 6, 40, Data::kPacked, 1, Layout::kTransposed, Nonlinearity::kSigmoid, true, true, 6},
+    {5, 19, 16, Data::kLengths, 0, Layout::kPaddedRows, Nonlinearity::kTanh, false, true},
+    {4, 9, 33, Data::kLengthsBatchFirst, 3, Layout::kEverySecond, Nonlinearity::kRelu, true, true, 3},
+    {3, 7, 72, Data::kLengths, 0, Layout::kContiguous, Nonlinearity::kTanh, true, false, 4},
+    {2, 67, 72, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, true, false, 6},
+    {2, 0, 5, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, false, true},
+    {2, 2, 140, Data::kBatchFirst, 4, Layout::kContiguous, Nonlinearity::kTanh, false, true, 2},
+};
+
+template <typename T>
+void test_all(size_t index) {
+  for (const Case& c : kCases) {
+    try {
+      test_forward(kRecurrenceKernels<T>[index], c);
+      test_backward(kRecurrenceKernels<T>[index], c);
+    } catch (const std::runtime_error& error) {
+      check::report("%s", error.what());
+    }
+  }
+}
+
+TEST(recurrence_tables) {
+  for (const int64_t size : {0, 1, 480, 481, 1000}) {
+    std::vector<int64_t> numbers(size);
+    std::iota(numbers.begin(), numbers.end(), 7);
+    const std::unique_ptr<int64_t[]> table(new int64_t[size]);
+    CHECK(write_table(numbers.data(), size, table.get(), nullptr) == cudaSuccess);
+    for (int64_t i = 0; i < size; ++i) {
+      if (table[i] != numbers[i]) check::report("number %d is %d, expected %d", int(i), int(table[i]), int(numbers[i]));
+    }
+  }
+}
+
+TEST(recurrence_previous_states) {
+  for (const Case& c : kCases) {
+    check::Random random(3);
+    const Tables tables(c);
+    const Steps& steps = tables.steps();
+    Buffer<float> output(c, tables), previous(c, tables);
+    output.fill(random);
+    const Operand<float> hx(c.batch, c.hidden_size, c.weight, random);
+    CHECK(previous_states(steps, c.reverse, c.hidden_size, output.const_rows(), c.hx ? hx.matrix() : Matrix<float>{},
+                          previous.rows(), nullptr) == cudaSuccess);
+    CHECK(previous.written() == live_elements(c, steps));
+    for (int64_t t = 0; t < steps.steps; ++t) {
+      for (int64_t b = 0; b < steps.count(t); ++b) {
+        const int64_t before = step_before(steps, c.reverse, t, b);
+        for (int64_t n = 0; n < c.hidden_size; ++n) {
+          const double expected = before >= 0 ? output(before, b, n) : c.hx ? hx(steps.place(b), n) : 0;
+          if (previous(t, b, n) != expected) {
+            check::report("%s: step %d, row %d, column %d is %g, expected %g", c.name().c_str(), int(t), int(b), int(n),
+                          previous(t, b, n), expected);
+            return;
+          }
+        }
+      }
+    }
+  }
+}
+
+// One test a kernel of kernels.h, over all dtypes.
+const bool registered = [] {
+  for (size_t i = 0; i < std::size(kRecurrenceKernels<float>); ++i) {
+    check::tests().push_back({kRecurrenceKernels<float>[i].name, [i] {
+                                test_all<float>(i);
+                                test_all<double>(i);
+                                test_all<__half>(i);
+                                test_all<__nv_bfloat16>(i);
+                              }});
+  }
+  return true;
+}();
+
+}  // namespace
