@@ -1,7 +1,6 @@
 // The operators on CUDA tensors: checks, allocation on the current stream's device, and the step down to csrc/cuda.
 // The kernels take any strides, so no operand is ever copied.
 #include <ATen/Dispatch.h>
-#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -17,20 +16,13 @@
 
 #include "cell/ops.h"
 #include "cuda/cell/launch.h"
+#include "operators/cuda.h"
 #include "operators/device_type.h"
 
 namespace rnn_ext {
 namespace {
 
 // ---- the forward's plan ---------------------------------------------------------------------------------------------
-
-// Whether PyTorch's precision setting, in its old or its new form, lets float32 products be computed in tf32. It is
-// read from where both keep it: allowTF32CuBLAS() would complain about a mix of the two.
-bool allows_tf32() {
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
-             at::Float32Precision::TF32 &&
-         !at::NoTF32Guard::should_disable_tf32();
-}
 
 // Whether three products of tf32, which keep float32's accuracy, may replace one of float32.
 bool allows_split_tf32() {
@@ -39,17 +31,6 @@ bool allows_split_tf32() {
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
-}
-
-cuda::Device describe_device(int index) {
-  const auto attribute = [&](cudaDeviceAttr what) {
-    int value = 0;
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, what, index));
-    return value;
-  };
-  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
-          attribute(cudaDevAttrMultiProcessorCount),
-          static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
 }
 
 // Planning takes microseconds, and a model calls with the same few cases again and again: each thread remembers some.
@@ -102,17 +83,12 @@ Tensor counters_of(c10::DeviceIndex device, cudaStream_t stream) {
 Tensor cublas_products(const CellArguments& a) {
   const c10::impl::ExcludeDispatchKeyGuard nothing_around(c10::autograd_dispatch_keyset_with_ADInplaceOrView |
                                                           c10::autocast_dispatch_keyset);
-  const bool is_16_bit = a.input.element_size() == 2;
-  const auto options = is_16_bit ? a.input.options().dtype(at::kFloat) : a.input.options();
+  const auto options = a.input.element_size() == 2 ? a.input.options().dtype(at::kFloat) : a.input.options();
   auto products = at::empty({a.hx.has_value() ? 2 : 1, batch_size(a.input), a.weight_hh.size(0)}, options);
   const auto multiply = [&](int64_t i, const Tensor& operand, const Tensor& weight) {
     const auto rows = operand.dim() == 1 ? operand.unsqueeze(0) : operand;
     auto product = products.select(0, i);
-    if (is_16_bit) {
-      at::mm_out(product, rows, weight.t(), at::kFloat);
-    } else {
-      at::mm_out(product, rows, weight.t());
-    }
+    multiply_to_sums(product, rows, weight.t());
   };
   multiply(0, a.input, a.weight_ih);
   if (a.hx.has_value()) multiply(1, *a.hx, a.weight_hh);

@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> apply(const LayerArguments& a, bool with_layers) {
 }  // namespace
 
 std::optional<std::tuple<Tensor, Tensor>> rnn_layer_eager(const LayerArguments& given, bool with_layers) {
-  if (transforms_active() || !is_plain(given.input) || !given.input.is_cpu() || !is_plain(given.hx)) {
+  if (transforms_active() || !is_plain(given.input) || !is_plain(given.hx)) {
     return std::nullopt;
   }
   const bool has_layers = with_layers && given.hx.has_value() && given.hx->dim() == 3 && given.hx->size(0) == 1;

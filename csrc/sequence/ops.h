@@ -69,6 +69,14 @@ class StepTables {
   std::vector<int64_t> counts_, begins_, order_, firsts_;
 };
 
+// Of packed data, only its batch_sizes say how many rows there are.
+void check_batch(const Steps& steps, const OptTensor& state, const char* name);
+
+// The kernels leave padding alone: there is none in packed or jagged data, nor where every row has every step.
+inline void clear_padding(const Tensor& t, const LayerOptions& options) {
+  if (options.lengths.has_value() && !options.is_flat(t.dim())) t.zero_();
+}
+
 // The rows of a tensor in the layer's layout; null for an absent one.
 template <typename T>
 Rows<T> as_rows(const Tensor& t, const LayerOptions& options) {

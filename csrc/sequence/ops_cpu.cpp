@@ -9,17 +9,6 @@
 namespace rnn_ext {
 namespace {
 
-// The kernels leave padding alone: there is none in packed or jagged data, nor where every row has every step.
-void clear_padding(const Tensor& t, const LayerOptions& options) {
-  if (options.lengths.has_value() && !options.is_flat(t.dim())) t.zero_();
-}
-
-// Of packed data, only its batch_sizes say how many rows there are.
-void check_batch(const StepTables& tables, const OptTensor& state, const char* name) {
-  TORCH_CHECK(!state.has_value() || state->size(0) == tables.steps().batch, name, " must have ", tables.steps().batch,
-              " rows, as the first step has, but got ", state.has_value() ? state->size(0) : 0);
-}
-
 bool is_padded(const LayerOptions& options) { return !options.lengths.has_value() && !options.batch_sizes.has_value(); }
 
 // A few steps with large weights go through the cell's operators: the layer's kernels would pack the weights, which
@@ -85,7 +74,7 @@ std::tuple<Tensor, Tensor> rnn_layer_cpu(const Tensor& input, const OptTensor& h
   const auto nonlinearity = check_layer_forward(arguments);
   if (is_a_few_cells(arguments)) return cells_forward(arguments);
   const StepTables tables(input, options);
-  check_batch(tables, hx, "hx");
+  check_batch(tables.steps(), hx, "hx");
   const auto bias_ih = contiguous(bias_ih_), bias_hh = contiguous(bias_hh_);
   auto [output, h_n] = empty_layer_outputs(arguments);
   clear_padding(output, options);
@@ -121,8 +110,8 @@ std::vector<Tensor> rnn_layer_backward_cpu(const OptTensor& grad_output, const O
   const auto nonlinearity = check_layer_backward(arguments);
   if (is_one_cell(arguments)) return cell_backward(arguments);
   const StepTables tables(output_, options);
-  check_batch(tables, hx_, "hx");
-  check_batch(tables, grad_h_n, "grad_h_n");
+  check_batch(tables.steps(), hx_, "hx");
+  check_batch(tables.steps(), grad_h_n, "grad_h_n");
   const auto output = unit_columns(output_);
   const auto hx = unit_columns(hx_);
   const auto gradients = empty_layer_gradients(arguments);

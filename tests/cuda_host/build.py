@@ -203,7 +203,8 @@ def torch_operators() -> Path:
     torch_flags += ["-O1", "-std=c++20", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f"-DTORCH_VERSION_IS={torch.__version__}"]
     objects = build_runtime(PLAIN)
     objects += [build_object(f, kernel_flags(PLAIN)) for f in kernel_sources()]
-    objects += [build_object(FIXTURES / "torch_ops.cpp", torch_flags)]
+    of_torch = [FIXTURES / "torch_ops.cpp", CSRC / "operators" / "checks.cpp", CSRC / "sequence" / "arguments.cpp"]
+    objects += [build_object(f, torch_flags) for f in of_torch]
     key = hashlib.sha256("\0".join(o.name for o in objects).encode()).hexdigest()[:20]
     output = CACHE / f"torch_ops.{key}.so"
     # -Bsymbolic: the runtime's cudaGetDevice and its like, not those of a libcudart that torch has loaded.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/plan/machine.h"
+#include "cuda/plan/tiles.h"
 
 namespace rnn_ext::cuda {
 namespace {

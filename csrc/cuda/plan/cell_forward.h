@@ -174,12 +174,6 @@ struct ForwardPlan {
 // Counters that one launch may use: one a tile whose K is split through global memory. They are zero between launches.
 constexpr int kMaxCounters = 256;
 
-// A tiled kernel's time by the model, and why it can't take the case; empty if it can. The steps of a sequence are such
-// products too.
-double tiled_microseconds(const ForwardTiledKernel& k, const ForwardCase& c, const Device& d, int splits,
-                          Reduction reduction);
-std::string why_not_tiled(const ForwardTiledKernel& k, const ForwardCase& c, const Device& d);
-
 // The best kernel by the model, or the one that `forced` names: NAME, NAME:SPLITS or NAME:SPLITS:workspace (null or
 // empty: no force). Throws std::invalid_argument if there is no such kernel or it can't take the case.
 ForwardPlan plan_forward(const ForwardCase& c, const Device& device, const char* forced);

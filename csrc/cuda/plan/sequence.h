@@ -28,7 +28,8 @@ constexpr SteppedKernel kStepped[] = {
     {"stepped_16x16",     Math::kTensorCore, Fill::kAsync,  false, true,  false, false,  16,  16,  32, 1, 1,  4, 4, 2,  80, kAnySm},
     {"stepped_64x64",     Math::kTensorCore, Fill::kAsync,  false, true,  false, false,  64,  64,  16, 2, 2,  1, 3, 2,  80, kAnySm},
     {"stepped_16x64",     Math::kTensorCore, Fill::kStaged, false, false, true,  false,  16,  64,  64, 1, 2,  2, 2, 3,  75, 75},
-    {"stepped_16x64",     Math::kSimt,       Fill::kStaged, true,  true,  false, true,   16,  64,  32, 4, 4,  4, 2, 2,  75, 75},
+    {"stepped_16x64",     Math::kSimt,       Fill::kStaged, true,  false, false, true,   16,  64,  32, 4, 4,  4, 2, 2,  75, 75},
+    {"stepped_16x64",     Math::kSimt,       Fill::kStaged, false, true,  false, false,  16,  64,  32, 4, 4,  4, 2, 1,  75, 75},
 };
 // clang-format on
 constexpr int kNumStepped = static_cast<int>(sizeof(kStepped) / sizeof(kStepped[0]));

@@ -34,7 +34,8 @@ struct StepParams {
 
   Segment<Operand<T>, Operand<T>> product;  // the state and U, or Uᵀ; a depth of 0 where the state is zero
   StepKind kind;
-  Nonlinearity nonlinearity;
+  Nonlinearity nonlinearity;   // forward
+  Derivative<Acc> derivative;  // backward
   int64_t rows, hidden_size;
   const int64_t* order;  // of rows: their place; null: the same
   bool vectors;          // all rows but the state's, too, are of whole vectors, at multiples of 16 bytes
@@ -102,9 +103,8 @@ __device__ __forceinline__ void finish_step(const StepParams<T>& p, int64_t row,
     }
     if (p.kind == StepKind::kBackward) {
       load_columns(term, element(p.output, place, column), p.output.col_stride, columns, p.vectors);
-      const Derivative<Acc> derivative(p.nonlinearity);
 #pragma unroll
-      for (int i = 0; i < kColumns; ++i) sums[i] = derivative.dz(sums[i], term[i]);
+      for (int i = 0; i < kColumns; ++i) sums[i] = p.derivative.dz(sums[i], term[i]);
     }
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) v.v[i] = narrow<T>(sums[i]);
@@ -136,15 +136,21 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPer
   const auto tiles_m = static_cast<unsigned>(ceil_div(p.rows, Shape::BM));
   const TileBounds tile = {int64_t{blockIdx.x % tiles_m} * Shape::BM, p.rows, int64_t{blockIdx.x / tiles_m} * Shape::BN,
                            p.hidden_size};
-  const int64_t rows_left = RNN_EXT_PLANTED(step_no_row_bound) ? Shape::BM : p.rows - tile.m;
-  const int rows = static_cast<int>(min(rows_left, int64_t{Shape::BM}));
-  const int64_t column = tile.n + Loop::template vector_column<kVector>();
-  const int columns = static_cast<int>(min(p.hidden_size - column, int64_t{kVector}));
+  // The thread's columns in the tile, and how many of them are inside; use(row) for its rows. Formed again after the
+  // product, which needs the registers.
+  const auto with_my_rows = [&](auto use) {
+    const int64_t rows_left = RNN_EXT_PLANTED(step_no_row_bound) ? Shape::BM : p.rows - tile.m;
+    const int column = Loop::template vector_column<kVector>();
+    const int columns = static_cast<int>(min(p.hidden_size - tile.n - column, int64_t{kVector}));
+    if (columns <= 0) return;
+    Loop::template for_each_row<kVector>(0, static_cast<int>(min(rows_left, int64_t{Shape::BM})),
+                                         [&](int row) { use(row, column, columns); });
+  };
 
   ptx::let_next_launch_start();
-  if (columns > 0 && p.order == nullptr) {
-    Loop::template for_each_row<kVector>(0, rows, [&](int r) {
-      const int64_t row = tile.m + r;
+  if (p.order == nullptr) {
+    with_my_rows([&](int r, int c, int) {
+      const int64_t row = tile.m + r, column = tile.n + c;
       if (p.z != nullptr) ptx::prefetch_to_l2(p.z + row * p.z_stride + column);
       if (p.grad_output.data != nullptr) ptx::prefetch_to_l2(element(p.grad_output, row, column));
       if (p.output.data != nullptr) ptx::prefetch_to_l2(element(p.output, row, column));
@@ -155,11 +161,10 @@ __global__ void __launch_bounds__(Loop::Shape::kThreads, Loop::Shape::kBlocksPer
   typename Loop::Engine engine;
   Loop::run(smem, engine, p.product, tile, 0, Loop::slices(p.product.depth));
   Loop::put_sums(smem, engine);
-  if (columns <= 0) return;
-  Loop::template for_each_row<kVector>(0, rows, [&](int row) {
+  with_my_rows([&](int row, int column, int columns) {
     Acc sums[kVector] = {};
-    Loop::add_sums(smem.sums, row, column - tile.n, sums);
-    finish_step(p, tile.m + row, column, columns, sums);
+    Loop::add_sums(smem.sums, row, column, sums);
+    finish_step(p, tile.m + row, tile.n + column, columns, sums);
   });
 }
 
@@ -336,7 +341,7 @@ cudaError_t launch_stepped_backward(const RecurrenceBackwardParams<T>& p, const 
   if (e != cudaSuccess) return e;
   StepParams<T>& q = walk.params();
   q.kind = StepKind::kBackward;
-  q.nonlinearity = p.nonlinearity;
+  q.derivative = Derivative<Accumulator<T>>(p.nonlinearity);
   q.vectors = bool(Vectors<T>(H)
                        .add(p.grad_output)
                        .add(p.output)

@@ -118,7 +118,7 @@ class Buffer {
                          [](const T& v) { return !std::isnan(Dtype<T>::to(v)); });
   }
   bool same_bits(const std::vector<T>& other) const {
-    return std::memcmp(other.data(), storage_.get(), elements_ * sizeof(T)) == 0;
+    return elements_ == 0 || std::memcmp(other.data(), storage_.get(), elements_ * sizeof(T)) == 0;
   }
   std::vector<T> copy() const { return {storage_.get(), storage_.get() + elements_}; }
 
