@@ -64,5 +64,16 @@ def explain(
     forced: str,
     forced_backward: str,
 ) -> str: ...
+def explain_sequence(
+    steps: int,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    dtype: dtype,
+    compute_capability: int,
+    multiprocessors: int,
+    smem_per_block: int,
+    forced: str,
+) -> str: ...
 def explain_cpu(batch: int, input_size: int, hidden_size: int, dtype: dtype) -> str: ...
 def cpu_capability() -> str: ...

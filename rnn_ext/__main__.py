@@ -1,11 +1,12 @@
 """What was built, for which architectures, and which kernel runs when.
 
 python -m rnn_ext                                                                 what was built
-python -m rnn_ext --explain BATCH INPUT_SIZE HIDDEN_SIZE DTYPE [--gpu G | --cpu]  the kernels for a case, and why
+python -m rnn_ext --explain BATCH INPUT_SIZE HIDDEN_SIZE DTYPE [--gpu G | --cpu]  the kernels for a cell, and why
+python -m rnn_ext --explain STEPS BATCH INPUT_SIZE HIDDEN_SIZE DTYPE [--gpu G]    the same for a layer of a sequence
 
 RNN_EXT_CPU_CAPABILITY=default, avx2, avx512 or avx512_bf16 keeps the CPU kernels to that instruction set.
 RNN_EXT_KERNEL=NAME, NAME:SPLITS or NAME:SPLITS:workspace forces a forward kernel that --explain lists, and
-RNN_EXT_BACKWARD_KERNEL=NAME one for the backward.
+RNN_EXT_BACKWARD_KERNEL=NAME one for the backward; RNN_EXT_SEQUENCE_KERNEL=NAME one for the steps of a sequence.
 RNN_EXT_3XTF32=0 keeps float32 off the tensor cores of sm_90a, where three products of tf32 make one of float32.
 """
 
@@ -47,10 +48,15 @@ def parse(case: Sequence[str]) -> tuple[int, int, int, torch.dtype]:
     """Batch, input_size, hidden_size and dtype, from their names."""
     *sizes, name = case
     batch, input_size, hidden_size = map(int, sizes)
+    return batch, input_size, hidden_size, parse_dtype(name)
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """The dtype of that name."""
     dtype = getattr(torch, name, None)
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"there is no dtype torch.{name}")
-    return batch, input_size, hidden_size, dtype
+    return dtype
 
 
 def explain_cpu(case: Sequence[str]) -> str:
@@ -80,6 +86,24 @@ def explain(case: Sequence[str], gpu: str | None = None, tf32: bool = False) -> 
     variables = ("RNN_EXT_3XTF32", "RNN_EXT_KERNEL", "RNN_EXT_BACKWARD_KERNEL")
     settings = (os.environ.get(name, "") for name in variables)
     return _C.explain(*parse(case), *describe_gpu(gpu), tf32, *settings)
+
+
+def explain_sequence(case: Sequence[str], gpu: str | None = None) -> str:
+    """Which kernels would run the steps of a layer over a sequence, and what the model says of others.
+
+    Args:
+        case: steps, batch, input_size, hidden_size and the name of a dtype.
+        gpu: one of GPUS; None is the visible one, else an H100.
+
+    Raises:
+        ValueError: for sizes or a dtype that no kernel takes, or an RNN_EXT_SEQUENCE_KERNEL that can't take the case.
+    """
+    *sizes, name = case
+    steps, batch, input_size, hidden_size = map(int, sizes)
+    forced = os.environ.get("RNN_EXT_SEQUENCE_KERNEL", "")
+    return _C.explain_sequence(
+        steps, batch, input_size, hidden_size, parse_dtype(name), *describe_gpu(gpu), forced
+    )
 
 
 def describe() -> str:
@@ -114,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m rnn_ext", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--explain", nargs=4, metavar=("BATCH", "INPUT_SIZE", "HIDDEN_SIZE", "DTYPE"))
+    parser.add_argument("--explain", nargs="+", metavar="NUMBER", help="[STEPS] BATCH INPUT_SIZE HIDDEN_SIZE DTYPE")
     device = parser.add_mutually_exclusive_group()
     device.add_argument("--gpu", choices=GPUS, help="that one's kernels; default: the visible one's")
     device.add_argument("--cpu", action="store_true", help="this CPU's kernels; the default where no GPU is visible")
@@ -122,10 +146,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.cpu and arguments.tf32:
         parser.error("argument --tf32: not allowed with argument --cpu")
+    if arguments.explain and len(arguments.explain) not in (4, 5):
+        parser.error(f"argument --explain: expected 4 or 5 arguments, got {len(arguments.explain)}")
+    sequence = arguments.explain and len(arguments.explain) == 5
+    if sequence and (arguments.cpu or arguments.tf32):
+        parser.error("argument --explain: STEPS are for a GPU, and without --tf32")
     on_gpu = arguments.gpu or arguments.tf32 or torch.cuda.is_available()
     try:
         if not arguments.explain:
             print(describe())
+        elif sequence:
+            print(explain_sequence(arguments.explain, arguments.gpu), end="")
         elif arguments.cpu or not on_gpu:
             print(explain_cpu(arguments.explain), end="")
         else:

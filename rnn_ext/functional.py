@@ -137,8 +137,8 @@ def rnn_layer(
     after the row's own last step (hx where the length is 0), and ``reverse`` starts at that step.
 
     The fused kernels take float32, float64, bfloat16 and float16 (which accumulate in float32 and round h at each
-    step) on the CPU. Everything else that :class:`torch.nn.RNN` takes goes through the same formula in ATen's
-    operators, or through cuDNN.
+    step) on the CPU and on CUDA. Everything else that :class:`torch.nn.RNN` takes goes through the same formula in
+    ATen's operators.
 
     Raises:
         ValueError: an input that is neither 2-D nor 3-D, or lengths of another shape, dtype or range.
@@ -231,7 +231,7 @@ def run_layer(
             result = handle_torch_function(run_layer, arguments, *arguments, *options)
             return result
     if (compiling or any(isinstance(t, tuple(SUBCLASSES)) for t in arguments)) and _operator_takes(
-        *arguments, devices=("cpu",), subclasses=tuple(SUBCLASSES)
+        *arguments, devices=_FUSED_DEVICES, subclasses=tuple(SUBCLASSES)
     ):
         result = torch.ops.rnn_ext.rnn_layer(*arguments, *options)
         return result

@@ -97,7 +97,7 @@ class RNN(nn.RNN):
             and lengths is None
             and type(input) is Tensor
             and input.dim() == 3
-            and input.is_cpu
+            and (input.is_cpu or (_C.cuda_built and input.is_cuda))
             and len(self._all_weights) == 1
             and (hx is None or hx.dim() == 3)
             and self.mode in _NONLINEARITIES
@@ -157,7 +157,7 @@ class RNN(nn.RNN):
             if fits and unbatched:
                 input, state = input.unsqueeze(1), None if hx is None else hx.unsqueeze(1)
             batch = input.size(0 if batch_first else 1) if fits else 0
-        if input.is_cuda and lengths is None and self.mode in ("RNN_TANH", "RNN_RELU"):
+        if not _C.cuda_built and input.is_cuda and lengths is None and self.mode in ("RNN_TANH", "RNN_RELU"):
             if not compiling and not _aten.transforms_active():
                 return super().forward(given, hx)  # cuDNN, all layers at once
         weights = [first if first and place == 0 else self._read(place) for place in range(places)]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_host import build, cubin
+from sequence.sequences import layer_arguments, loop_of_cells, packed
 
 
 def needs_host(test):
@@ -54,7 +55,7 @@ def test_launches_ask_for_what_they_need() -> None:
 
 
 @needs_host
-@pytest.mark.parametrize("part", ["mainloop", "forward", "backward"])
+@pytest.mark.parametrize("part", ["mainloop", "forward", "backward", "recurrence"])
 def test_kernels(part: str, variant: build.Variant) -> None:
     check_run(build.kernels_program(variant), variant, "--seeds", str(SEEDS[variant.name]), part)
 
@@ -71,6 +72,7 @@ IN_TILED = r"forward_tiled\.cuh:\d+"
 IN_EPILOGUE = r"(epilogue|operand)\.cuh:\d+"
 IN_OPERAND = r"operand\.cuh:\d+"
 IN_WGMMA = r"\w*wgmma\.cuh:\d+"
+IN_RECURRENCE = r"sequence/\w+\.(cuh|cu):\d+"
 AT_EXIT = r"scribble\(.*\n.* thread_main"  # with an arrival of which the sanitizer keeps no stack
 FAULTS = {
     "no_gemv_row_bound": ("forward_gemv", {"asan": IN_FORWARD_GEMV}),
@@ -109,6 +111,20 @@ FAULTS = {
     "gemv_no_barrier_before_refill": ("backward_gemv", {"plain": WRONG, "tsan": IN_GEMV}),
     "gemv_no_barrier_before_reduction": ("backward_gemv", {"plain": WRONG, "tsan": IN_GEMV}),
     "gemv_every_block_writes_bias": ("backward_gemv", {"tsan": IN_GEMV}),
+    "table_no_bound": ("recurrence_tables", {"asan": IN_RECURRENCE}),
+    "spread_no_column_bound": ("recurrence_stepped_16x16", {"asan": IN_RECURRENCE}),
+    "previous_of_no_step": ("recurrence_previous_states", {"asan": IN_RECURRENCE}),
+    "pack_no_bound": ("recurrence_stepped_16x16", {"asan": IN_RECURRENCE}),
+    "pack_no_barrier": ("recurrence_stepped_16x16", {"plain": WRONG, "tsan": IN_RECURRENCE}),
+    "step_gradient_of_every_row": ("recurrence_stepped_16x16", {"plain": WRONG}),
+    "step_no_column_bound": ("recurrence_stepped_16x16", {"asan": IN_RECURRENCE}),
+    "step_no_row_bound": ("recurrence_stepped_16x16", {"plain": WRONG, "asan": IN_RECURRENCE}),
+    "step_no_wait_for_previous_launch": (
+        "recurrence_stepped_16x16",
+        {"plain": "without a wait for the previous launch"},
+    ),
+    "step_one_state": ("recurrence_stepped_16x16", {"plain": WRONG, "tsan": IN_RECURRENCE + r"|operand\.cuh:\d+"}),
+    "step_z_of_another": ("recurrence_stepped_16x16", {"plain": WRONG}),
     "no_row_bound": ("mainloop_simt_float", {"asan": IN_OPERAND}),
     "no_k_bound": ("mainloop_tensor_core_half", {"plain": WRONG, "asan": IN_OPERAND}),
     "ragged_tail_not_cleared": ("mainloop_tensor_core_half", {"plain": WRONG}),
@@ -305,6 +321,19 @@ REQUIRED = {
         f"backward_gemv_{dtype}.cu": {"sm_75": [r"LDG\.E\.128", r"STG\.E\.128", r"LDS(\.U)?\.128"]}
         for dtype in ("float", "double", "half", "bfloat16")
     },
+    **{
+        f"stepped_{dtype}.cu": {
+            "sm_75": [r"STG\.E\.128", *at_75],
+            "sm_80": [r"LDGSTS\.E", *at_80],
+            "sm_90a": STARTS_EARLY,
+        }
+        for dtype, at_75, at_80 in (
+            ("float", ["FFMA"], [r"LDS(\.U)?\.128"]),
+            ("double", ["DFMA"], ["DMMA"]),
+            ("half", [r"HMMA\.(1688|16816)\.F32", r"MUFU\.TANH"], [r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.16816\.F32"]),
+            ("bfloat16", ["FFMA", r"MUFU\.TANH"], [r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.16816\.F32\.BF16"]),
+        )
+    },
     "forward_wgmma.cu": {
         "sm_90a": [
             r"UTMALDG\.2D ",
@@ -391,10 +420,16 @@ def test_compiled_code(file: Path, arch: str) -> None:
 
 
 @needs_nvcc
-@pytest.mark.parametrize("file", sorted(build.KERNELS.rglob("forward_gemv_*.cu")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "file",
+    sorted([*build.KERNELS.rglob("forward_gemv_*.cu"), *build.KERNELS.rglob("stepped_*.cu")]),
+    ids=lambda f: f.name,
+)
 def test_what_may_start_early_touches_no_memory_before_its_wait(file: Path) -> None:
     """But for prefetches to L2, which show nothing of what is there."""
     for kernel, lines in cubin.instructions(cubin.built_or_compiled(file, "sm_90a")).items():
+        if "recurrence_step" not in kernel and "gemv" not in kernel:
+            continue  # the launches around a recurrence
         (wait,) = (i for i, line in enumerate(lines) if "ACQBULK" in line)
         assert [line for line in lines[:wait] if re.search(r"\b(LD|ST|LDG|STG|ATOMG?|RED)\b", line)] == [], kernel
 
@@ -576,6 +611,98 @@ def test_operators_keep_nan_and_infinity(ops, kernel: str) -> None:
     for i, f in enumerate(NONLINEARITIES):
         output = ops.forward(special, None, ones, ones, None, None, i, kernel, 1)
         torch.testing.assert_close(output, f(special[:, 3:4]).expand(4, 8), equal_nan=True)
+
+
+# ---- a layer over a sequence, whole ---------------------------------------------------------------------------------
+
+RECURRENCE = re.findall(r'"(recurrence_\w+)"\)', (build.FIXTURES / "kernels.h").read_text())
+SOME_LENGTHS = [5, 0, 3, 3]
+
+
+class Layer(torch.autograd.Function):
+    """The operator's two passes, as on CUDA but for the device. `options` are the operator's last five arguments."""
+
+    @staticmethod
+    def forward(ctx, ops, kernel, options, most_bytes_of_z, *arguments):
+        output, h_n = ops.layer(*arguments, *options, kernel, 3, most_bytes_of_z)
+        ctx.save_for_backward(output, *arguments[:4])
+        ctx.ops, ctx.kernel, ctx.options = ops, kernel, options
+        return output, h_n
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_h_n):
+        nonlinearity, *others = ctx.options
+        mask = ctx.needs_input_grad[4:]
+        found = iter(
+            ctx.ops.layer_backward(grad_output, grad_h_n, *ctx.saved_tensors, nonlinearity, mask, *others, ctx.kernel, 3)
+        )
+        return None, None, None, None, *(next(found) if needed else None for needed in mask)
+
+
+LAYOUTS = ["padded", "batch_first", "lengths", "lengths_batch_first", "packed"]
+
+
+def layer_case(layout: str, reverse: bool, dtype: torch.dtype, nonlinearity: str = "tanh", hx: bool = True):
+    """The arguments of a layer of 5 steps, 4 rows; options; and what a loop of cells gives, in the same layout."""
+    arguments = layer_arguments(5, 4, 3, 7, dtype=dtype)
+    if not hx:
+        arguments = arguments._replace(hx=None)
+    lengths = None if layout in ("padded", "batch_first") else SOME_LENGTHS if "lengths" in layout else [5, 3, 3, 1]
+    batch_first = layout.endswith("batch_first")
+    expected = loop_of_cells(*arguments, nonlinearity, reverse=reverse, lengths=lengths)
+    x = arguments.input
+    if lengths is not None:  # padding is not read
+        x = x.masked_fill(torch.arange(5).view(5, 1, 1) >= torch.tensor(lengths).view(1, 4, 1), torch.nan)
+    if layout == "packed":
+        x, batch_sizes = packed(x, lengths)
+        expected = (packed(expected[0], lengths)[0], expected[1])
+        options = (nonlinearity, reverse, False, None, batch_sizes)
+    else:
+        if batch_first:
+            x, expected = x.transpose(0, 1).contiguous(), (expected[0].transpose(0, 1), expected[1])
+        options = (nonlinearity, reverse, batch_first, None if lengths is None else torch.tensor(lengths), None)
+    return arguments._replace(input=x), options, expected
+
+
+@needs_host
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layer_operator(ops, layout: str, reverse: bool, dtype: torch.dtype) -> None:
+    for i, kernel in enumerate(RECURRENCE):
+        arguments, options, expected = layer_case(layout, reverse, dtype, ["tanh", "relu", "sigmoid"][i % 3], i != 1)
+        for most_bytes_of_z in (1 << 20, 2 * 4 * 7 * arguments.input.element_size()):  # also two steps at a time
+            found = ops.layer(*arguments, *options, kernel, i, most_bytes_of_z)
+            tolerance = {"rtol": 5e-2, "atol": 5e-2} if dtype.itemsize == 2 else {}
+            torch.testing.assert_close(found, expected, **tolerance)
+
+
+@needs_host
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layer_operator_passes_gradcheck(ops, layout: str, reverse: bool) -> None:
+    for kernel in RECURRENCE[:2]:
+        (x, *others), options, _ = layer_case(layout, reverse, torch.float64, "sigmoid")
+        there = ~x.isnan()
+        leaves = [x[there].requires_grad_(), *(t.requires_grad_() for t in others)]
+
+        def run(values, *others, kernel=kernel, x=x, there=there, options=options):
+            return Layer.apply(ops, kernel, options, 1 << 20, x.masked_scatter(there, values), *others)
+
+        assert torch.autograd.gradcheck(run, leaves)
+        grad = torch.autograd.grad(Layer.apply(ops, kernel, options, 1 << 20, x.requires_grad_(), *others)[0].sum(), x)[0]
+        assert (grad[~there] == 0).all()
+
+
+@needs_host
+def test_layer_operator_of_an_empty_batch_and_of_rows_without_a_step(ops) -> None:
+    arguments, options, _ = layer_case("lengths", False, torch.float32)
+    options = ("tanh", False, False, torch.zeros(4, dtype=torch.int64), None)
+    output, h_n = ops.layer(*arguments, *options, RECURRENCE[0], 0, 1 << 20)
+    assert (output == 0).all() and torch.equal(h_n, arguments.hx)
+    empty = arguments._replace(input=arguments.input[:, :0], hx=arguments.hx[:0])
+    output, h_n = ops.layer(*empty, "tanh", False, False, None, None, RECURRENCE[0], 0, 1 << 20)
+    assert output.shape == (5, 0, 7) and h_n.shape == (0, 7)
 
 
 # ---- golden vectors ------------------------------------------------------------------------------------------------

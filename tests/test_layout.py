@@ -16,7 +16,15 @@ MAY_INCLUDE = {
     "operators/bindings.cpp": {"operators/", "cell/", "sequence/", "cpu/", "cuda/"},
     "cell/": {"core/", "operators/", "cell/", "cpu/cell/launch.h", "cuda/cell/launch.h"},
     "cell/params.h": {"core/"},
-    "sequence/": {"core/", "operators/", "sequence/", "cpu/sequence/launch.h"},
+    "operators/cuda.h": {"operators/", "cuda/plan/types.h"},
+    "sequence/": {
+        "core/",
+        "operators/",
+        "sequence/",
+        "cpu/sequence/launch.h",
+        "cuda/sequence/launch.h",
+        "cuda/sequence/params.h",
+    },
     "sequence/params.h": {"core/"},
     "cpu/": {"core/", "cell/params.h", "cpu/"},
     "cpu/simd/": {"cpu/simd/"},
@@ -34,7 +42,8 @@ MAY_INCLUDE = {
     "cuda/blocks/": {"core/", "cuda/ptx/", "cuda/plan/types.h", "cuda/blocks/"},
     "cuda/plan/": {"cuda/plan/"},
     "cuda/plan/types.h": set(),
-    "cuda/cell/": {"core/", "cell/params.h", "cuda/"},
+    "cuda/cell/": {"core/", "cell/params.h", "cuda/ptx/", "cuda/blocks/", "cuda/plan/", "cuda/cell/"},
+    "cuda/sequence/": {"core/", "sequence/params.h", "cuda/ptx/", "cuda/blocks/", "cuda/plan/", "cuda/sequence/"},
 }
 # The host runtime's, in place of the device's instructions: tests/cuda_host/runtime/.
 OF_THE_HOST_RUNTIME = {"cuda_host.h", "tensor_core.h", "hopper.h"}
@@ -85,6 +94,8 @@ def test_a_room_uses_only_what_it_may(file: str) -> None:
         ("sequence/ops.cpp", "cell/ops.h"),
         ("cpu/sequence/launch.cpp", "cpu/cell/launch.h"),
         ("cpu/cell/launch.cpp", "cpu/sequence/kernels.h"),
+        ("cuda/sequence/stepped.cuh", "cuda/cell/forward.cuh"),
+        ("cuda/cell/forward.cuh", "cuda/sequence/rows.cuh"),
         ("somewhere/else.h", "core/params.h"),
     ],
 )

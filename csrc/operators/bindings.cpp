@@ -10,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cuda/plan/cell_backward.h"
 #include "cuda/plan/cell_forward.h"
+#include "cuda/plan/sequence.h"
 #include "operators/eligible.h"
 #include "sequence/autograd.h"
 
@@ -181,6 +182,15 @@ void check_explained_sizes(int64_t batch, int64_t input_size, int64_t hidden_siz
                     ", input_size ", input_size, ", hidden_size ", hidden_size);
 }
 
+cuda::Dtype dtype_of_kernels(at::ScalarType dtype) {
+  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+                    "no kernel computes in ", dtype);
+  return dtype == at::kFloat    ? cuda::Dtype::kFloat
+         : dtype == at::kDouble ? cuda::Dtype::kDouble
+         : dtype == at::kHalf   ? cuda::Dtype::kHalf
+                                : cuda::Dtype::kBFloat16;
+}
+
 // Which kernels run on this CPU, forward and backward, and why.
 std::string explain_cpu(int64_t batch, int64_t input_size, int64_t hidden_size, const at::ScalarType dtype) {
   check_explained_sizes(batch, input_size, hidden_size);
@@ -191,13 +201,8 @@ std::string explain_cpu(int64_t batch, int64_t input_size, int64_t hidden_size, 
 std::string explain(int64_t batch, int64_t input_size, int64_t hidden_size, const at::ScalarType dtype,
                     int compute_capability, int multiprocessors, int64_t smem_per_block, bool tf32,
                     const std::string& split_tf32, const std::string& forced, const std::string& forced_backward) {
-  TORCH_CHECK_VALUE(dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
-                    "no kernel computes in ", dtype);
   check_explained_sizes(batch, input_size, hidden_size);
-  const auto kind = dtype == at::kFloat    ? cuda::Dtype::kFloat
-                    : dtype == at::kDouble ? cuda::Dtype::kDouble
-                    : dtype == at::kHalf   ? cuda::Dtype::kHalf
-                                           : cuda::Dtype::kBFloat16;
+  const auto kind = dtype_of_kernels(dtype);
   // Contiguous tensors, as PyTorch's allocator aligns them.
   int vector_bytes = 16;
   while (vector_bytes > 0 && ((input_size | hidden_size) * cuda::bytes_of(kind)) % vector_bytes != 0) {
@@ -214,6 +219,21 @@ std::string explain(int64_t batch, int64_t input_size, int64_t hidden_size, cons
          cuda::explain_backward(all, device, forced_backward.c_str());
 }
 
+// The same for the steps of a layer over a sequence.
+std::string explain_sequence(int64_t steps, int64_t batch, int64_t input_size, int64_t hidden_size,
+                             const at::ScalarType dtype, int compute_capability, int multiprocessors,
+                             int64_t smem_per_block, const std::string& forced) {
+  check_explained_sizes(batch, input_size, hidden_size);
+  TORCH_CHECK_VALUE(steps > 0, "expected a positive number of steps, got ", steps);
+  const auto kind = dtype_of_kernels(dtype);
+  const cuda::Device device = {compute_capability, multiprocessors, static_cast<size_t>(smem_per_block)};
+  const bool aligned = hidden_size * cuda::bytes_of(kind) % 16 == 0;
+  const cuda::SequenceCase forward = {steps, batch, hidden_size, kind, /*backward=*/false, /*packs_weight=*/!aligned};
+  const cuda::SequenceCase backward = {steps, batch, hidden_size, kind, /*backward=*/true, /*packs_weight=*/true};
+  return cuda::explain_sequence(forward, device, forced.c_str()) + "\n" +
+         cuda::explain_sequence(backward, device, forced.c_str());
+}
+
 PYBIND11_MODULE(_C, m) {
   m.attr("cuda_built") = kCudaBuilt;
   m.attr("cuda_archs") = RNN_EXT_CUDA_ARCHS;
@@ -222,6 +242,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("rnn_cell_gradients", &gradients);
   m.def("check_sizes", &check_sizes);
   m.def("explain", &explain);
+  m.def("explain_sequence", &explain_sequence);
   m.def("explain_cpu", &explain_cpu);
   m.def("cpu_capability", &cpu::cpu_capability);
 }
