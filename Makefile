@@ -2,7 +2,7 @@
 # make test   the tests
 # make quick  those of Python, the CPU kernels and the plan: what needs no compiler, under two minutes on two cores
 # make bench  the benchmark on the GPU, or the CPU where there is none; BENCH="--quick" and the like are its options
-# make bench-sequence  that of whole sequences on the CPU, in five minutes on two cores; with BENCH as well
+#             BENCH="--layer sequence --quick": of whole sequences, in less than three minutes on two cores
 # make lint   ruff, mypy --strict, clang-format
 # make wheel  a wheel with CUDA kernels for every supported architecture
 # All of them make .venv and build the extension in place first, in one line a file (V=1: the whole commands).
@@ -16,7 +16,7 @@ ARCHS := 7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX
 ONE_LINE_A_FILE = sed -uE 's|^(\[[0-9/]+\]) .* -c $(CURDIR)/([^ ]+) -o .*|\1 \2|'
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' 'tests/*.cu' 'tests/*.cuh')
 
-.PHONY: demo test quick bench bench-sequence lint wheel build clean
+.PHONY: demo test quick bench lint wheel build clean
 
 demo: build
 	PYTHONPATH=. $(PY) benchmarks/demo.py
@@ -28,10 +28,7 @@ quick: build
 	$(PY) -m pytest -q -n auto --dist worksteal -m "not slow"
 
 bench: build
-	PYTHONPATH=. $(PY) benchmarks/bench_cell.py $(BENCH)
-
-bench-sequence: build
-	PYTHONPATH=. $(PY) benchmarks/bench_sequence.py $(BENCH)
+	PYTHONPATH=. $(PY) benchmarks/bench.py $(BENCH)
 
 lint: build
 	$(PY) -m ruff check .

@@ -14,17 +14,17 @@ import os
 import re
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from bench_cell import brief, shape
-from peers import Case, make_tensors
+from bench import brief
+from cases import Case, make_tensors, parse_case
 from timing import device_sampler, sample_in_turns
 
 from rnn_ext.__main__ import explain
 
 VARIABLES = {"forward": "RNN_EXT_KERNEL", "backward": "RNN_EXT_BACKWARD_KERNEL"}
-SHAPES = [(1, 1024, 1024), (8, 1024, 1024), *((B, H, H) for H in (256, 1024, 4096) for B in (16, 64, 256, 1024, 4096))]
+SHAPES = ["1,1024,1024", "8,1024,1024", *(f"{B},{H},{H}" for H in (256, 1024, 4096) for B in (16, 64, 256, 1024, 4096))]
 NODES = 20  # calls in a graph
 
 
@@ -56,12 +56,13 @@ def candidates(case: Case, most: int) -> list[Candidate]:
 def call_of(case: Case, direction: str) -> Callable[[], object]:
     """One launch path, past autograd."""
     t = make_tensors(case, torch.device("cuda"))
-    operands = [t[name] for name in ("x", "h", "weight_ih", "weight_hh")]
+    operands = [t["x"][0], t["h"][0], t["weight_ih_l0"], t["weight_hh_l0"]]
+    biases = (t["bias_ih_l0"], t["bias_hh_l0"])
     if direction == "forward":
-        return lambda: torch.ops.rnn_ext.rnn_cell(*operands, t["bias_ih"], t["bias_hh"], case.nonlinearity)
-    output = torch.ops.rnn_ext.rnn_cell(*operands, t["bias_ih"], t["bias_hh"], case.nonlinearity)
+        return lambda: torch.ops.rnn_ext.rnn_cell(*operands, *biases, case.nonlinearity)
+    output = torch.ops.rnn_ext.rnn_cell(*operands, *biases, case.nonlinearity)
     every = [True] * 6
-    return lambda: torch.ops.rnn_ext.rnn_cell_backward(t["grad_output"], output, *operands, case.nonlinearity, every)
+    return lambda: torch.ops.rnn_ext.rnn_cell_backward(t["grad_output"][0], output, *operands, case.nonlinearity, every)
 
 
 def measure(case: Case, found: list[Candidate], rounds: int, seconds: float) -> dict[Candidate, float | str]:
@@ -83,16 +84,16 @@ def measure(case: Case, found: list[Candidate], rounds: int, seconds: float) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", type=shape, nargs="+", metavar="B,I,H", default=SHAPES)
+    parser.add_argument("--shapes", nargs="+", metavar="B,I,H", default=SHAPES)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--kernels", type=int, default=6, help="of a direction, the fastest by the model (default 6)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sample-ms", type=float, default=1.0)
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
-    for sizes in args.shapes:
+    for text in args.shapes:
         for dtype in args.dtypes:
-            case = Case(*sizes, dtype, "tanh", "forward")
+            case = replace(parse_case(text, "cell"), dtype=dtype)
             found = candidates(case, args.kernels)
             results = {} if args.dry_run else measure(case, found, args.rounds, args.sample_ms / 1e3)
             print(f"B={case.B} I={case.I} H={case.H} {dtype}: model, measured", flush=True)

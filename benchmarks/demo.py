@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import bench_cell
+import bench
 import results
 import torch
 from device import default_device, gpu_state, probe
@@ -123,7 +123,7 @@ def train(device: torch.device, steps: int, seconds: float) -> dict[str, Trainer
         return ", ".join(f"{trainer.losses[-1]:.3f}" for trainer in order if trainer.losses)
 
     start = time.perf_counter()
-    for i in bench_cell.progress(range(steps), "step", losses):
+    for i in bench.progress(range(steps), "step", losses):
         if i and time.perf_counter() - start > seconds:
             print(f"\nstopped after {i} of {steps} steps, {seconds:g} s being over")
             break
@@ -192,12 +192,12 @@ def draw(trainers: dict[str, Trainer], path: Path) -> None:
 
 
 def microbenchmark(device: torch.device) -> None:
-    """(c) bench_cell.py's table on a few shapes."""
-    print(f"\n(c) microbenchmark on {device.type} (python benchmarks/bench_cell.py --help for more)")
-    args = bench_cell.parse_arguments(["--quick", "--device", device.type, "--peers", "rnn_cell", "addmm"])
+    """(c) bench.py's table on a few shapes."""
+    print(f"\n(c) microbenchmark on {device.type} (python benchmarks/bench.py --help for more)")
+    args = bench.parse_arguments(["--quick", "--device", device.type, "--peers", "rnn_cell", "addmm"])
     document = results.new_document(device, probe(device, args.dtypes), gpu_state)
-    bench_cell.run(args, document)
-    bench_cell.print_tables(document["rows"], bench_cell.console())
+    bench.run(args, document)
+    bench.print_tables(document["rows"], bench.console())
 
 
 def main() -> None:

@@ -4,11 +4,13 @@
 
 Facts, all of one device:
     copy_gb_s       10⁹ bytes a second of a copy that no cache holds, bytes read and written counted
-    cache_gb_s      the same for a copy within the cache, the start of the kernel taken out
-    cache_bytes     the size of the last cache: L2 on a GPU, L3 on a CPU
+    caches          [bytes, 10⁹ bytes a second] of each level, the nearest first: on a GPU its L2, and a copy within it,
+                    the start of the kernel taken out; on a CPU what the levels of all threads' cores hold together, and
+                    a sum that reads again and again what they hold
     gemm_tflop_s    10¹² floating-point operations a second of a large matrix product, by dtype; "tf32" on a GPU
     launch_us       microseconds of the smallest eager operation, host included
     autograd_us     microseconds of forward and backward of one small ATen function with six leaves, host included
+    instruction_set  that rnn_ext's CPU kernels run in
     node_us         microseconds of the smallest kernel as a node of a CUDA graph: what any launch costs the device
 """
 
@@ -16,17 +18,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
-from peers import Case
+from cases import Case
 from timing import device_sampler, host_sampler, time_calls
 
-MIB = 2**20
+from rnn_ext import _C
+
+KIB, MIB = 2**10, 2**20
 LONGEST = 5.0  # seconds: what a fact's samples may take together
 
 
@@ -59,14 +63,43 @@ def copy_seconds(size: int, device: torch.device, nodes: int = 1) -> float:
     return seconds(lambda: target.copy_(source), device, nodes)
 
 
-def cache_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).L2_cache_size
+def cpu_cache_bytes() -> list[int]:
+    """Of each level, what the threads' cores hold together; the third is theirs in common."""
+    sizes = {1: 32 * KIB, 2: MIB, 3: 32 * MIB}  # where the system doesn't say
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        if kind != "Instruction" and size.endswith("K") and int(level) in sizes:
+            sizes[int(level)] = int(size[:-1]) * KIB
+    return [size * (torch.get_num_threads() if level < 3 else 1) for level, size in sizes.items()]
+
+
+def read_gb_s(size: int) -> float:
+    """10⁹ bytes a second at which all threads together, each for itself, read `size` bytes again and again."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # to wait for another would be part of the time
     try:
-        found = os.sysconf("SC_LEVEL3_CACHE_SIZE")
-    except (ValueError, OSError):
-        found = 0
-    return found if found > 0 else 32 * MIB
+        repeats = max(2, MIB // size)
+        again = torch.randn(size // 4).expand(repeats, size // 4)
+        out = torch.empty(repeats)
+        return threads * repeats * size / host_seconds(lambda: torch.sum(again, 1, out=out), rounds=50) / 1e9
+    finally:
+        torch.set_num_threads(threads)
+
+
+def caches(device: torch.device, copy_gb_s: float) -> list[list[float]]:
+    """The fact of this name."""
+    if device.type != "cuda":
+        sizes = cpu_cache_bytes()
+        # Each is measured with data well below what a thread has of it, and above the level before.
+        first, second = (sizes[level] // 2 // torch.get_num_threads() for level in (0, 1))
+        rates = [read_gb_s(size) for size in (first, second, min(4 * second, sizes[2] // 2))]
+        return [[size, max(rates[level:])] for level, size in enumerate(sizes)]
+    size = torch.cuda.get_device_properties(device).L2_cache_size
+    # Source and target together fill at most half of it.
+    times = [copy_seconds(part, device, nodes=50) for part in (size // 16, size // 4)]
+    # On a busy machine the difference may come out too small: the start is at most three quarters of the time.
+    rate = 2 * (size // 4 - size // 16) / max(times[1] - times[0], times[1] / 4) / 1e9
+    return [[size, max(rate, copy_gb_s)]]
 
 
 def product(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], torch.Tensor]:
@@ -105,12 +138,7 @@ def autograd_seconds(device: torch.device) -> float:
 def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
     """The facts named above, in a few seconds."""
     cuda = device.type == "cuda"
-    cache = cache_bytes(device)
     large = 512 * MIB if cuda else 64 * MIB
-    # On a GPU source and target together fill at most half the L2; on a CPU they fit a core's own cache, the fastest.
-    small = (cache // 16, cache // 4) if cuda else (MIB // 8, MIB // 2)
-    # On a busy machine the difference may come out too small: the start is at most three quarters of the time.
-    times = [copy_seconds(size, device, nodes=50) for size in small]
     gemm = {}
     for name in dtypes:
         dtype = getattr(torch, name)
@@ -124,15 +152,14 @@ def probe(device: torch.device, dtypes: list[str]) -> dict[str, Any]:
         torch.set_float32_matmul_precision(before)
     one = torch.ones(1, device=device)
     copy_gb_s = 2 * large / copy_seconds(large, device) / 1e9
-    cache_gb_s = 2 * (small[1] - small[0]) / max(times[1] - times[0], times[1] / 4) / 1e9
     return {
         "copy_gb_s": copy_gb_s,
-        "cache_gb_s": max(cache_gb_s, copy_gb_s),
-        "cache_bytes": cache,
+        "caches": caches(device, copy_gb_s),
         "gemm_tflop_s": gemm,
         "launch_us": host_seconds(one.neg) * 1e6,
         "autograd_us": autograd_seconds(device) * 1e6,
         "node_us": seconds(one.neg_, device, nodes=200) * 1e6 if cuda else None,
+        "instruction_set": None if cuda else _C.cpu_capability(),
     }
 
 
@@ -142,21 +169,25 @@ def peak_tflop_s(dtype: str, facts: dict[str, Any]) -> float:
     return max(gemm[dtype], gemm.get("tf32", 0) / 3) if dtype == "float32" else gemm[dtype]
 
 
-def bandwidth_gb_s(case: Case, clock: str, facts: dict[str, Any]) -> float:
-    cached = clock != "cold" and case.bytes <= facts["cache_bytes"]
-    return facts["cache_gb_s" if cached else "copy_gb_s"]
+def bandwidth_gb_s(size: int, clock: str, facts: dict[str, Any]) -> float:
+    """Of the nearest cache that holds `size` bytes, or of memory."""
+    levels = [] if clock == "cold" else facts["caches"]
+    return next((rate for capacity, rate in levels if size <= capacity), facts["copy_gb_s"])
 
 
 def floor_us(case: Case, clock: str, facts: dict[str, Any]) -> float:
     """Microseconds that no implementation should undercut by much: max(FLOP / peak, bytes / bandwidth), and what it
     costs to start that, on the host's clock through autograd.
+
+    All operands come once from where they fit together, and U at each later step from where it fits alone.
     """
     compute = case.flop / peak_tflop_s(case.dtype, facts) * 1e-6
-    memory = case.bytes / bandwidth_gb_s(case, clock, facts) * 1e-3
-    work = max(compute, memory)
+    once = case.bytes / bandwidth_gb_s(case.bytes, clock, facts)
+    again = case.recurrent_reads * case.recurrent_bytes / bandwidth_gb_s(case.recurrent_bytes, "warm", facts)
+    work = max(compute, (once + again) * 1e-3)
     if clock != "host":
         return work + case.launches * facts["node_us"]
-    start = facts["autograd_us" if case.pass_name == "forward_backward" else "launch_us"]
+    start = facts["autograd_us" if case.backward else "launch_us"]
     return work + start if facts["node_us"] is None else max(work, start)  # a GPU works while the host goes on
 
 

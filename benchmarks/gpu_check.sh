@@ -108,7 +108,7 @@ if [ -n "$arch" ]; then
 fi
 say "TORCH_CUDA_ARCH_LIST=$arch"
 
-bench=("$PYTHON" benchmarks/bench_cell.py --device cuda)
+bench=("$PYTHON" benchmarks/bench.py --device cuda)
 isolated=("$PYTHON" tests/isolated.py -q -m cuda)
 flagship=(4096,4096,4096 1024,4096,4096 1024,1024,1024 64,1024,1024 16,256,256 1,256,256)
 others=(10,4,5 33,77,130) # the largest last, in case time runs out

@@ -1,4 +1,4 @@
-"""The figures of a result file: speed-up by shape; of the cell also latency over B with the floor, and a roofline.
+"""The figures of a result file: speed-up by shape, latency over each size with the floor, and a roofline.
 
 Each PNG carries the hash of the rows it was drawn from (`Source` in its metadata), so that report.py --check can tell
 whether figure and file belong together.
@@ -19,13 +19,13 @@ import matplotlib
 matplotlib.use("Agg")  # a figure goes to a file; there may be no display
 
 import matplotlib.pyplot as plt
+from cases import Case, name_of
 from device import peak_tflop_s
 from matplotlib.axes import Axes
-from peers import PASSES, PEERS, Case
-from results import CELLS, SEQUENCES, is_noise, select, values
-from sequence_peers import name_of
+from peers import LAYERS, Layer
+from results import is_noise, select, values
 
-COLOURS = dict(zip(PEERS, plt.get_cmap("tab10").colors, strict=False))
+COLOURS = plt.get_cmap("tab20").colors
 
 # By pass. The colours are of Okabe and Ito's palette, which colour-blind readers can tell apart too.
 MARKERS = {"forward": ("o", "#0072B2"), "forward_grad": ("s", "#E69F00"), "forward_backward": ("D", "#009E73")}
@@ -63,37 +63,45 @@ def save(figure: Any, document: dict[str, Any], path: Path) -> Path:
     return path
 
 
+def layer_of(document: dict[str, Any]) -> Layer:
+    return LAYERS[document["rows"][0]["layer"]]
+
+
+def colour(layer: Layer, peer: str) -> Any:
+    return COLOURS[(2 * list(layer.peers).index(peer)) % 19]  # the strong ones first
+
+
+def drawn(document: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
+    """The rows of the first nonlinearity, tanh where it was measured."""
+    return select(document["rows"], nonlinearity=values(document["rows"], "nonlinearity")[0], **wanted)
+
+
 def speedup(document: dict[str, Any], path: Path) -> Path:
-    """A panel a dtype, a line a shape, a dot a pass: how many times as long as rnn_ext nn.RNNCell takes."""
-    tanh = select(document["rows"], nonlinearity=values(document["rows"], "nonlinearity")[0], peer="rnn_cell")
-    keys = [(c, d) for c in dict.fromkeys(("host", main_clock(document))) for d in values(tanh, "dtype")]
-    panels = {f"{dtype}, {clock} time": select(tanh, clock=clock, dtype=dtype) for clock, dtype in keys}
-    by_work = sorted(tanh, key=lambda row: (row["B"] * row["H"] * (row["I"] + row["H"]), row["B"], row["I"], row["H"]))
+    """A panel a dtype, a line a shape, a dot a pass: how many times as long as rnn_ext what it replaces takes."""
+    layer = layer_of(document)
+    rows = [row for row in drawn(document, peer=layer.replaced) if row["group"] != "growth"]
+    keys = [(c, d) for c in dict.fromkeys(("host", main_clock(document))) for d in values(rows, "dtype")]
+    panels = {f"{dtype}, {clock} time": select(rows, clock=clock, dtype=dtype) for clock, dtype in keys}
+    names = list(dict.fromkeys(map(name_of, sorted(rows, key=order))))
+    label = "T, B, I, H" if layer is LAYERS["sequence"] else "B, I, H"
+    figure = speedup_panels(panels, names, label, len(values(rows, "dtype")))
+    title = f"time of {layer.peers[layer.replaced].label} / time of rnn_ext: right of the line, rnn_ext is faster"
+    figure.suptitle(f"{title}\n{machine(document)}", fontsize=9)
+    return save(figure, document, path)
 
-    def name(row: dict[str, Any]) -> str:
-        return " × ".join(str(row[size]) for size in "BIH")
 
-    names = list(dict.fromkeys(map(name, by_work)))
-    figure = speedup_panels(panels, names, name, "B × I × H", len(values(tanh, "dtype")))
-    return titled(figure, "nn.RNNCell", document, path)
-
-
-def sequence_speedup(document: dict[str, Any], path: Path) -> Path:
-    """The same of whole sequences and nn.RNN; the cases in the order in which they were measured."""
-    tanh = select(document["rows"], nonlinearity=values(document["rows"], "nonlinearity")[0], peer="rnn")
-    panels = {dtype: select(tanh, dtype=dtype) for dtype in values(tanh, "dtype")}
-    names = list(dict.fromkeys(map(name_of, tanh)))
-    return titled(speedup_panels(panels, names, name_of, "T, B, I, H", len(panels)), "nn.RNN", document, path)
+def order(row: dict[str, Any]) -> tuple[int, ...]:
+    """Cells by work; sequences stay as they were measured, by what they stand for."""
+    return (Case.of(row | {"pass": "forward"}).flop, row["B"], row["I"], row["H"]) if row["layer"] == "cell" else (0,)
 
 
 def speedup_panels(
     panels: dict[str, list[dict[str, Any]]],
     names: list[str],
-    name: Callable[[dict[str, Any]], str],
     label: str,
     columns: int,
 ) -> Any:
-    """A panel for each list of rows under its title, a line for each of `names`, which `name` gives a row."""
+    """A panel for each list of rows under its title, a line for each of `names`."""
     panels = {title: rows for title, rows in panels.items() if rows}
     found = [row["speedup"] for rows in panels.values() for row in rows]
     # One scale for all panels, with something of the side where rnn_ext is slower.
@@ -106,7 +114,7 @@ def speedup_panels(
             marker, colour = markers[row["pass"]]
             noise = is_noise(row["speedup"], row["speedup_q25"], row["speedup_q75"])
             style = {"color": colour, "markerfacecolor": "white" if noise else colour}
-            panel.plot(row["speedup"], names.index(name(row)), marker, markersize=6.5, alpha=0.9, **style)
+            panel.plot(row["speedup"], names.index(name_of(row)), marker, markersize=6.5, alpha=0.9, **style)
         panel.axvline(1, color="black", linewidth=1.2)
         panel.axvspan(low, 1, color="black", alpha=0.07, linewidth=0)
         panel.set_xscale("log", base=2)
@@ -127,81 +135,101 @@ def speedup_panels(
     return figure
 
 
-def titled(figure: Any, peer: str, document: dict[str, Any], path: Path) -> Path:
-    title = f"time of {peer} / time of rnn_ext: right of the line, rnn_ext is faster"
-    figure.suptitle(f"{title}\n{machine(document)}", fontsize=9)
-    return save(figure, document, path)
+def series(rows: list[dict[str, Any]], size: str) -> list[dict[str, Any]]:
+    """The rows in which `size` alone differs (I goes with H), at the other sizes of which there are most."""
+
+    def rest(row: dict[str, Any]) -> tuple[Any, ...]:
+        case = {**row, "I": 0 if size == "H" else row["I"], size: 0}
+        return tuple(case[name] for name in ("layers", "directions", "layout", "H", "I", "B", "T"))
+
+    rows = [row for row in rows if size != "H" or row["I"] == row["H"]]
+    counts = Counter(rest(row) for row in rows if row["peer"] == "rnn_ext")
+    most = max(counts, key=lambda key: (counts[key], key), default=None)
+    return [row for row in rows if rest(row) == most]
 
 
 def latency(document: dict[str, Any], path: Path) -> Path:
-    """Microseconds over B for the I and H that were measured at most values of B, every peer and the floor."""
-    tanh = select(document["rows"], nonlinearity=values(document["rows"], "nonlinearity")[0])
-    sizes = Counter((row["I"], row["H"]) for row in select(tanh, peer="rnn_ext"))
-    (I, H), _ = max(sizes.items(), key=lambda item: (item[1], item[0][1]))  # noqa: E741
+    """Microseconds over B, and of sequences over T and H, one at a time: every peer and the floor."""
+    layer, rows = layer_of(document), drawn(document)
     clocks = dict.fromkeys(("host", main_clock(document)))
-    panels = [(c, d, p) for c in clocks for d in values(tanh, "dtype") for p in PASSES if p != "forward_grad"]
-    panels = [key for key in panels if select(tanh, clock=key[0], dtype=key[1], pass_=key[2], I=I, H=H)]
-    figure, axes = grid(len(panels), 4 if len(panels) % 4 == 0 else 2, 4.2, 3.6)
-    for panel, (clock, dtype, pass_name) in zip(axes, panels, strict=True):
-        rows = select(tanh, clock=clock, dtype=dtype, pass_=pass_name, I=I, H=H)
+    passes = [name for name in values(rows, "pass") if name != "forward_grad"]
+    keys = [(c, d, p) for c in clocks for d in values(rows, "dtype") for p in passes]
+    panels = {}
+    for clock, dtype, pass_name in keys:
+        chosen = select(rows, clock=clock, dtype=dtype, pass_=pass_name)
+        for size in "TBH" if layer is LAYERS["sequence"] else "B":
+            panels[(size, clock, dtype, pass_name)] = series(chosen, size)
+    panels = {key: chosen for key, chosen in panels.items() if chosen}
+    columns = 3 if layer is LAYERS["sequence"] else 4 if len(panels) % 4 == 0 else 2
+    figure, axes = grid(len(panels), columns, 4.2, 3.6)
+    for panel, ((size, clock, dtype, pass_name), rows) in zip(axes, panels.items(), strict=True):
         for peer in values(rows, "peer"):
-            line = sorted(select(rows, peer=peer), key=lambda row: row["B"])
+            line = sorted(select(rows, peer=peer), key=lambda row: row[size])
             middle = [row["median_us"] for row in line]
             below = [row["median_us"] - row["q25_us"] for row in line]
             above = [row["q75_us"] - row["median_us"] for row in line]
             panel.errorbar(
-                [row["B"] for row in line],
+                [row[size] for row in line],
                 middle,
                 (below, above),
                 marker="o",
                 markersize=3,
                 linewidth=2 if peer == "rnn_ext" else 1,
-                color=COLOURS[peer],
-                label=PEERS[peer].label,
+                color=colour(layer, peer),
+                label=layer.peers[peer].label,
             )
-        floor = sorted({(row["B"], row["floor_us"]) for row in rows})
+        floor = sorted({(row[size], row["floor_us"]) for row in rows})
         panel.plot(*zip(*floor, strict=True), ":", color="black", marker="_", label="floor")
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         for axis in (panel.xaxis, panel.yaxis):
             axis.set_major_formatter("{x:g}")
             axis.set_minor_formatter("")
-        panel.set_xlabel("B", fontsize=8)
+        panel.set_xlabel("I = H" if size == "H" else size, fontsize=8)
         panel.set_ylabel("µs a call", fontsize=8)
-        panel.set_title(f"{dtype}, {pass_name}, {clock}", fontsize=8)
+        fixed = [(name, rows[0][name]) for name in "TBIH" if name not in (size, "I" if size == "H" else "")]
+        fixed = [f"{name} = {value}" for name, value in fixed if name != "T" or layer is LAYERS["sequence"]]
+        panel.set_title(f"{dtype}, {pass_name}, {clock}\n{', '.join(fixed)}", fontsize=8)
         panel.grid(alpha=0.3, which="both", linewidth=0.5)
-    if axes:
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7)
-    figure.suptitle(f"latency, I = {I}, H = {H}\n{machine(document)}", fontsize=9)
+    labels = {label: line for panel in axes for line, label in zip(*panel.get_legend_handles_labels(), strict=True)}
+    if labels:
+        figure.legend(labels.values(), labels, loc="outside lower center", ncols=4, fontsize=7)
+    figure.suptitle(f"latency\n{machine(document)}", fontsize=9)
     return save(figure, document, path)
 
 
 def roofline(document: dict[str, Any], path: Path) -> Path:
-    """TFLOP/s over FLOP per byte, rnn_ext and nn.RNNCell under the measured ceilings."""
-    facts, clock = document["facts"], main_clock(document)
+    """TFLOP/s over FLOP per byte, rnn_ext and what it replaces under the measured ceilings."""
+    facts, clock, layer = document["facts"], main_clock(document), layer_of(document)
     rows = select(document["rows"], clock=clock)
     figure, axes = grid(len(values(rows, "dtype")), 3, 5.2, 4.0)
     for panel, dtype in zip(axes, values(rows, "dtype"), strict=True):
         every: list[float] = []
-        for peer, marker in (("rnn_cell", "x"), ("rnn_ext", "o")):
+        for peer, marker in ((layer.replaced, "x"), ("rnn_ext", "o")):
             points = []
             for row in select(rows, dtype=dtype, peer=peer):
                 if row["pass"] == "forward_grad":
                     continue
-                case = Case(row["B"], row["I"], row["H"], dtype, row["nonlinearity"], row["pass"])
-                points.append((case.flop / case.bytes, case.flop / row["median_us"] * 1e-6))
+                case = Case.of(row)
+                points.append(
+                    (
+                        case.flop / (case.bytes + case.recurrent_reads * case.recurrent_bytes),
+                        case.flop / row["median_us"] * 1e-6,
+                    )
+                )
             if points:
                 x, y = zip(*points, strict=True)
-                panel.scatter(x, y, marker=marker, s=18, color=COLOURS[peer], label=PEERS[peer].label)
+                panel.scatter(x, y, marker=marker, s=18, color=colour(layer, peer), label=layer.peers[peer].label)
                 every += x
         peak = peak_tflop_s(dtype, facts)
         ends = [min(every) / 2, max([*every, peak * 1e3 / facts["copy_gb_s"]]) * 2]
-        for name, bandwidth, style in (("memory", "copy_gb_s", "-"), ("cache", "cache_gb_s", "--")):
-            ridge = peak * 1e3 / facts[bandwidth]
+        levels = [("memory", facts["copy_gb_s"])]
+        levels += [(f"cache of {size / 2**20:.3g} MiB", rate) for size, rate in reversed(facts["caches"])]
+        for (name, rate), style in zip(levels, ("-", "--", "-.", ":"), strict=False):
+            ridge = peak * 1e3 / rate
             x = sorted([ends[0], min(max(ridge, ends[0]), ends[1]), ends[1]])
-            y = [min(peak, value * facts[bandwidth] * 1e-3) for value in x]
-            panel.plot(x, y, style, color="black", linewidth=1, label=f"{name} {facts[bandwidth]:.0f} GB/s")
+            y = [min(peak, value * rate * 1e-3) for value in x]
+            panel.plot(x, y, style, color="black", linewidth=1, label=f"{name}, {rate:.0f} GB/s")
         panel.set_xscale("log")
         panel.set_yscale("log")
         panel.set_xlabel("FLOP a byte", fontsize=8)
@@ -213,15 +241,21 @@ def roofline(document: dict[str, Any], path: Path) -> Path:
     return save(figure, document, path)
 
 
-# By the file that they are drawn from.
-FIGURES = {
-    CELLS: {"speedup.png": speedup, "latency.png": latency, "roofline.png": roofline},
-    SEQUENCES: {"sequence.png": sequence_speedup},
+FIGURES: dict[str, dict[str, Callable[[dict[str, Any], Path], Path]]] = {
+    "cell": {"speedup.png": speedup, "latency.png": latency, "roofline.png": roofline},
+    "sequence": {
+        "sequence.png": speedup,
+        "sequence-latency.png": latency,
+        "sequence-roofline.png": roofline,
+    },
 }
 
 
-def draw_all(document: dict[str, Any], folder: Path, file: str = CELLS) -> list[Path]:
+def figures_of(document: dict[str, Any]) -> dict[str, Callable[[dict[str, Any], Path], Path]]:
     """All figures that the rows allow; none where nothing was measured."""
-    if not select(document["rows"], peer="rnn_ext"):
-        return []
-    return [draw(document, folder / name) for name, draw in FIGURES[file].items()]
+    found = select(document["rows"], peer="rnn_ext")
+    return FIGURES[found[0]["layer"]] if found else {}
+
+
+def draw_all(document: dict[str, Any], folder: Path) -> list[Path]:
+    return [draw(document, folder / name) for name, draw in figures_of(document).items()]

@@ -1,8 +1,7 @@
 """Result files: their schema, how one is made, read, and checked.
 
-A file is one JSON object with the fields of FIELDS; its `rows` are objects with the fields of ROW in a bench.json, of
-the cell, and with those of SEQUENCE_ROW in a sequence.json, of whole sequences. Times are microseconds a call. A row is
-one peer's time for one case, the cell's on one clock:
+A file is one JSON object with the fields of FIELDS; its `rows` are objects with the fields of ROW. Times are
+microseconds a call. A row is one peer's time for one case on one clock:
 
     host    from the first line of Python to the last kernel's end, calls queued back to back
     warm    device time, replays of a CUDA graph of many calls on the same operands (in L2 if they fit)
@@ -29,12 +28,11 @@ import torch
 REPOSITORY = Path(__file__).resolve().parent.parent
 NOISE = 0.06  # differences under 6 % are called noise
 CLOCKS = ("host", "warm", "cold")
-CELLS, SEQUENCES = "bench.json", "sequence.json"  # the files' names
 
 text, number, whole, optional = (str,), (int, float), (int,), (type(None),)
 
 FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "schema": (whole, "1; a change that a reader must know of raises it"),
+    "schema": (whole, "2; a change that a reader must know of raises it"),
     "gpu": (text + optional, "name of the GPU that was measured; null: the CPU was measured"),
     "cpu": (text, "name of the processor"),
     "threads": (whole, "torch.get_num_threads()"),
@@ -48,13 +46,29 @@ FIELDS: dict[str, tuple[tuple[type, ...], str]] = {
     "commit": (text, "git commit, '+' after it if files differed; from RNN_EXT_COMMIT where there is no git"),
     "csrc_tree": (text, "git tree hash of csrc/ as measured (git rev-parse COMMIT:csrc)"),
     "complete": ((bool,), "false: interrupted, and rows holds what had been measured"),
-    "facts": ((dict,), "the device's measured ceilings, see device.py; of sequences also versions and instruction set"),
+    "facts": (
+        (dict,),
+        "the device's measured ceilings, see device.py, and `versions` of what was measured and isn't torch",
+    ),
     "gpu_state": ((dict, *optional), "'before' and 'after': clocks, temperature, power, throttling (nvidia-smi)"),
-    "rows": ((list,), "see ROW and SEQUENCE_ROW"),
+    "rows": ((list,), "see ROW"),
 }
 
-# What a row of either kind says of a peer's time.
-TIME: dict[str, tuple[tuple[type, ...], str]] = {
+ROW: dict[str, tuple[tuple[type, ...], str]] = {
+    "layer": (text, "cell or sequence"),
+    "group": (text, "what the case stands for, key of cases.GROUPS"),
+    "T": (whole, "steps; 1 of a cell"),
+    "B": (whole, "rows of the batch"),
+    "I": (whole, "features of x"),
+    "H": (whole, "features of h"),
+    "layers": (whole, "num_layers"),
+    "directions": (whole, "1, or 2: bidirectional"),
+    "layout": (text, "padded, packed or lengths, see cases.LAYOUTS"),
+    "dtype": (text, "of every tensor"),
+    "nonlinearity": (text, "tanh or relu"),
+    "pass": (text, "forward (no_grad), forward_grad (recorded, not run back), forward_backward (all gradients)"),
+    "peer": (text, "key of the layer's peers"),
+    "clock": (text, "host, warm or cold"),
     "median_us": (number + optional, "median over rounds; null: not measured, see note"),
     "q25_us": (number + optional, "lower quartile"),
     "q75_us": (number + optional, "upper quartile"),
@@ -62,54 +76,22 @@ TIME: dict[str, tuple[tuple[type, ...], str]] = {
     "speedup_q25": (number + optional, "lower quartile"),
     "speedup_q75": (number + optional, "upper quartile"),
     "rounds": (whole, "samples taken"),
+    "kernels": (number + optional, "kernels launched a call, counted by the profiler; null on a CPU or not counted"),
+    "floor_us": (number, "what the device's ceilings and PyTorch's own costs allow, see device.floor_us"),
+    "floor_ratio": (number + optional, "median_us / floor_us"),
     "gflop_s": (number + optional, "FLOP of the GEMMs / median_us, in 10⁹ a second"),
     "peak_share": (
         number + optional,
         "gflop_s / what facts says of a GEMM of this dtype; a share of the device's best",
     ),
-    "error": (number + optional, "largest ‖got − want‖ / ‖want‖ of the results against float64"),
-    "note": (text, "why nothing was measured; else empty"),
-}
-
-ROW: dict[str, tuple[tuple[type, ...], str]] = {
-    "B": (whole, "rows of x and h"),
-    "I": (whole, "columns of x"),
-    "H": (whole, "columns of h"),
-    "dtype": (text, "of every tensor"),
-    "nonlinearity": (text, "tanh or relu"),
-    "pass": (text, "forward (no_grad), forward_grad (recorded, not run back), forward_backward (all gradients)"),
-    "peer": (text, "key of peers.PEERS"),
-    "clock": (text, "host, warm or cold"),
-    "kernels": (number + optional, "kernels launched a call, counted by the profiler; null on a CPU or not counted"),
-    "floor_us": (number, "what the device's ceilings and PyTorch's own costs allow, see device.floor_us"),
-    "floor_ratio": (number + optional, "median_us / floor_us"),
-    **TIME,
-}
-
-SEQUENCE_ROW: dict[str, tuple[tuple[type, ...], str]] = {
-    "T": (whole, "steps"),
-    "B": (whole, "rows of the batch"),
-    "I": (whole, "features of x"),
-    "H": (whole, "features of h"),
-    "layers": (whole, "num_layers"),
-    "directions": (whole, "1, or 2: bidirectional"),
-    "layout": (text, "padded, packed or lengths, see sequence_peers.LAYOUTS"),
-    "limit": ((bool,), "the case shows a limit, and is no part of the geometric means"),
-    "dtype": (text, "of every tensor"),
-    "nonlinearity": (text, "tanh or relu"),
-    "pass": (text, "forward (no_grad), forward_backward (all gradients)"),
-    "peer": (text, "key of sequence_peers.PEERS"),
     "saved_bytes": (whole + optional, "kept for the backward besides input, hx and parameters; null: not counted"),
     "peak_bytes": (
         whole + optional,
         "most memory that a training step takes at once, results included; null: not counted",
     ),
-    **TIME,
+    "error": (number + optional, "largest ‖got − want‖ / ‖want‖ of the results against float64"),
+    "note": (text, "why nothing was measured; else empty"),
 }
-
-
-def row_schema(path: Path) -> dict[str, tuple[tuple[type, ...], str]]:
-    return SEQUENCE_ROW if path.name == SEQUENCES else ROW
 
 
 class SchemaError(ValueError):
@@ -125,12 +107,12 @@ def check_fields(record: dict[str, Any], schema: dict[str, tuple[tuple[type, ...
             raise SchemaError(f"{where}: {name} is {value!r}, not {' or '.join(t.__name__ for t in types)}")
 
 
-def validate(document: dict[str, Any], schema: dict[str, tuple[tuple[type, ...], str]] = ROW) -> None:
-    """Raises SchemaError unless the document follows the schema, its rows the given one."""
+def validate(document: dict[str, Any]) -> None:
+    """Raises SchemaError unless the document follows the schema."""
     check_fields(document, FIELDS, "document")
     for i, row in enumerate(document["rows"]):
-        check_fields(row, schema, f"row {i}")
-        if row.get("clock", "host") not in CLOCKS:
+        check_fields(row, ROW, f"row {i}")
+        if row["clock"] not in CLOCKS:
             raise SchemaError(f"row {i}: clock is {row['clock']!r}")
         if (row["median_us"] is None) != bool(row["note"]):
             raise SchemaError(f"row {i}: a row has either a time or a note")
@@ -139,7 +121,7 @@ def validate(document: dict[str, Any], schema: dict[str, tuple[tuple[type, ...],
 def read(path: Path) -> dict[str, Any]:
     document = json.loads(path.read_text())
     try:
-        validate(document, row_schema(path))
+        validate(document)
     except SchemaError as error:
         raise SchemaError(f"{path}: {error}") from None
     return document
@@ -147,7 +129,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def write(document: dict[str, Any], path: Path) -> None:
     """One row a line, so that a diff of two results can be read; whole or not at all, whatever ends the run."""
-    validate(document, row_schema(path))
+    validate(document)
     head = json.dumps({**document, "rows": []}, indent=1, allow_nan=False).removesuffix("[]\n}")
     rows = ",\n".join("  " + json.dumps(row, allow_nan=False) for row in document["rows"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -254,7 +236,7 @@ def new_document(device: torch.device, facts: dict[str, Any], state: Callable[[]
     cuda = device.type == "cuda"
     driver = output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None
     return {
-        "schema": 1,
+        "schema": 2,
         "gpu": torch.cuda.get_device_name(device) if cuda else None,
         "cpu": cpu_name(),
         "threads": torch.get_num_threads(),

@@ -1,127 +1,27 @@
-"""What bench_sequence.py measures (cases) and what it compares (peers); peers.py has the same of the cell.
-
-A peer's step computes a whole sequence, and its result reads in nn.RNN's order, (output, dx, dh, the parameters'
-gradients), with output and dx padded. JAX, onnxruntime and OpenVINO take part where they are installed.
-"""
+"""What computes whole sequences, next to rnn_ext.RNN. What isn't torch takes part where it is installed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
-from importlib.util import find_spec
+from functools import cache, partial
 from typing import Any
 
 import torch
-from peers import TOLERANCE, Step, make_step
+from cases import FEW_PEERS, Build, Case, Peer, Step, Tensors, inputs, make_step
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import rnn_ext
 
-PASSES = ("forward", "forward_backward")
-LAYOUTS = {
-    "padded": "every row of T steps",
-    "packed": "rows of T/4 to T steps in a PackedSequence",
-    "lengths": "the same rows, padded and in no order: `lengths=` here, pack, run and pad with nn.RNN",
-}
-
-Tensors = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing to measure: x (T, B, I) and h (layers * directions, B, H) of `dtype`, in the pass `pass_name`."""
-
-    T: int
-    B: int
-    I: int  # noqa: E741  (the name the sizes have everywhere in the project)
-    H: int
-    dtype: str = "float32"
-    pass_name: str = "forward"
-    nonlinearity: str = "tanh"
-    layers: int = 1
-    directions: int = 1
-    layout: str = "padded"
-    limit: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.T},{self.B},{self.I},{self.H} {self.dtype} {self.pass_name}"
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
-
-    @property
-    def lengths(self) -> Tensor:
-        """Of each row (B): from T down to a quarter of it where rows differ; sorted if they are packed."""
-        if self.layout == "padded":
-            return torch.full((self.B,), self.T)
-        lengths = torch.linspace(self.T, max(1, self.T / 4), self.B).long()
-        if self.layout == "packed":
-            return lengths
-        return lengths[torch.randperm(self.B, generator=torch.Generator().manual_seed(0))]
-
-    @property
-    def flop(self) -> int:
-        """Multiplications and additions of the GEMMs; the backward has twice the forward's."""
-        inputs = self.I + (self.layers - 1) * self.directions * self.H
-        forward = 2 * int(self.lengths.sum()) * (inputs + self.layers * self.H) * self.H * self.directions
-        return 3 * forward if self.pass_name == "forward_backward" else forward
-
-    def module(self, cls: type[nn.RNN], tensors: Tensors | None = None, dtype: torch.dtype | None = None) -> nn.RNN:
-        """An RNN of this case's sizes, with the parameters in `tensors` if there are any."""
-        bidirectional = self.directions == 2
-        options = {"nonlinearity": self.nonlinearity, "bidirectional": bidirectional}
-        rnn = cls(self.I, self.H, self.layers, dtype=dtype or self.torch_dtype, **options)
-        if tensors is not None:
-            rnn.load_state_dict({name: tensors[name] for name, _ in rnn.named_parameters()})
-        return rnn
-
-
-def name_of(row: dict[str, Any]) -> str:
-    """A row's case in the pages and figures."""
-    words = [f"{row['T']}, {row['B']}, {row['I']}, {row['H']}"]
-    if row["layers"] > 1:
-        words.append(f"{row['layers']} layers")
-    if row["directions"] > 1:
-        words.append("bidirectional")
-    if row["layout"] != "padded":
-        words.append(row["layout"])
-    return " ".join(words)
-
-
-def make_tensors(case: Case) -> Tensors:
-    """Random data as a layer sees it: parameters as nn.RNN draws them, h in (-1, 1); no gradient beyond a row's end."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(case.torch_dtype)
-
-    ended = torch.arange(case.T).unsqueeze(1) >= case.lengths
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        parameters = case.module(nn.RNN, dtype=torch.float32).state_dict()
-    return {
-        "x": normal(case.T, case.B, case.I),
-        "h": normal(case.layers * case.directions, case.B, case.H).tanh(),
-        "grad_output": normal(case.T, case.B, case.directions * case.H).masked_fill(ended.unsqueeze(2), 0),
-        **{name: tensor.to(case.torch_dtype) for name, tensor in parameters.items()},
-    }
-
-
-def inputs(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor]:
-    """x and h as leaves."""
-    wanted = case.pass_name != "forward"
-    return tuple(tensors[name].detach().clone().requires_grad_(wanted) for name in ("x", "h"))
+NAMES = ("x", "h", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
 
 
 def whole_step(cls: type[nn.RNN], case: Case, tensors: Tensors) -> Step:
     """Every step of every row, also those beyond its length, whose output is then cleared."""
     rnn = case.module(cls, tensors)
     x, h = inputs(case, tensors)
-    ended = (torch.arange(case.T).unsqueeze(1) >= case.lengths).unsqueeze(2)
+    ended = (torch.arange(case.T).unsqueeze(1) >= case.lengths).unsqueeze(2).to(x.device)
 
     def unpack(result: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (result[0].masked_fill(ended, 0), *result[1:])
@@ -183,49 +83,55 @@ def rnn(case: Case, tensors: Tensors) -> Step:
     return (packed_step if case.layout == "packed" else whole_step)(nn.RNN, case, tensors)
 
 
-def cells_step(case: Case, tensors: Tensors) -> Step:
-    """A Python loop of rnn_ext.RNNCell."""
-    cell = rnn_ext.RNNCell(case.I, case.H, nonlinearity=case.nonlinearity, dtype=case.torch_dtype)
-    cell.load_state_dict({name: tensors[f"{name}_l0"] for name, _ in cell.named_parameters()})
+Cell = Callable[..., Tensor]
+
+
+def loop(cell: Cell, x: Tensor, h: Tensor, *parameters: Tensor) -> Tensor:
+    """A Python loop of cells: the output (T, B, H) of x (T, B, I) and h (1, B, H)."""
+    state, outputs = h[0], []
+    for step in x.unbind(0):
+        state = cell(step, state, *parameters)
+        outputs.append(state)
+    return torch.stack(outputs)
+
+
+def cells_step(cell_type: type[nn.RNNCell], case: Case, tensors: Tensors) -> Step:
     x, h = inputs(case, tensors)
-
-    def forward() -> Tensor:
-        state, outputs = h[0], []
-        for step in x.unbind(0):
-            state = cell(step, state)
-            outputs.append(state)
-        return torch.stack(outputs)
-
-    return make_step(case, forward, [x, h, *cell.parameters()], tensors["grad_output"])
+    cell = cell_type(case.I, case.H, nonlinearity=case.nonlinearity, device=x.device, dtype=x.dtype)
+    cell.load_state_dict({name: tensors[f"{name}_l0"] for name, _ in cell.named_parameters()})
+    return make_step(case, lambda: loop(cell, x, h), [x, h, *cell.parameters()], tensors["grad_output"])
 
 
-def jax_step(case: Case, tensors: Tensors) -> Step:
-    """jit of lax.scan, after one product x Wᵀ for all steps; the gradients by jax.vjp in the same jit."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+@cache
+def compiled_loop(nonlinearity: str) -> Cell:
+    """Of nn.RNNCell's function, unrolled."""
+    cell = {"tanh": torch.rnn_tanh_cell, "relu": torch.rnn_relu_cell}[nonlinearity]
+    return torch.compile(partial(loop, cell), dynamic=False)
+
+
+def compile_step(case: Case, tensors: Tensors) -> Step:
+    leaves = [*inputs(case, tensors), *(nn.Parameter(tensors[name]) for name in NAMES[2:])]
+    compiled = compiled_loop(case.nonlinearity)
+    return make_step(case, lambda: compiled(*leaves), leaves, tensors["grad_output"])
+
+
+def jitted(case: Case, tensors: Tensors, layer: Callable[..., Any]) -> Step:
+    """A function of JAX arrays, named as NAMES, under jit; the gradients by jax.vjp in the same jit."""
     import jax
     import jax.numpy as jnp
 
-    f = {"tanh": jnp.tanh, "relu": jax.nn.relu}[case.nonlinearity]
     dtype = getattr(jnp, case.dtype)
-    names = ("x", "h", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
     jax.config.update("jax_enable_x64", case.dtype == "float64")
 
     def given(name: str) -> Any:
         return jnp.asarray(tensors[name].to(torch.float64).numpy()).astype(dtype)
 
-    def layer(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
-        def step(state: Any, z: Any) -> tuple[Any, Any]:
-            state = f(z + state @ weight_hh.T)
-            return state, state
-
-        return jax.lax.scan(step, h[0], x @ weight_ih.T + (bias_ih + bias_hh))[1]
-
     def layer_and_gradients(grad_output: Any, *arguments: Any) -> tuple[Any, ...]:
         output, backward = jax.vjp(layer, *arguments)
         return output, *backward(grad_output)
 
-    arguments = [given(name) for name in names]
-    if case.pass_name == "forward":
+    arguments = [given(name) for name in NAMES]
+    if not case.backward:
         compiled = jax.jit(lambda *arguments: (layer(*arguments),))
     else:
         compiled = jax.jit(layer_and_gradients)
@@ -237,6 +143,43 @@ def jax_step(case: Case, tensors: Tensors) -> Step:
         return tuple(torch.tensor(jax.device_get(t.astype(wide))) for t in result)
 
     return Step(lambda: jax.block_until_ready(compiled(*arguments)), unpack)
+
+
+def jax_step(case: Case, tensors: Tensors) -> Step:
+    """jit of lax.scan, after one product x Wᵀ for all steps."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    import jax.numpy as jnp
+
+    f = {"tanh": jnp.tanh, "relu": jax.nn.relu}[case.nonlinearity]
+
+    def layer(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
+        def step(state: Any, z: Any) -> tuple[Any, Any]:
+            state = f(z + state @ weight_hh.T)
+            return state, state
+
+        return jax.lax.scan(step, h[0], x @ weight_ih.T + (bias_ih + bias_hh))[1]
+
+    return jitted(case, tensors, layer)
+
+
+def keras_step(case: Case, tensors: Tensors) -> Step:
+    """SimpleRNN on JAX, the backend whose steps no Python runs; rows of the batch come first, as Keras has them."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["KERAS_BACKEND"] = "jax"
+    import keras
+
+    options = {"recurrent_initializer": "zeros", "return_sequences": True}  # the default one knows no bfloat16
+    rnn = keras.layers.SimpleRNN(case.H, case.nonlinearity, dtype=case.dtype, **options)
+    rnn.build((case.B, case.T, case.I))
+    others = [variable.value for variable in rnn.non_trainable_variables]  # of dropout, which there is none of
+
+    def layer(x: Any, h: Any, weight_ih: Any, weight_hh: Any, bias_ih: Any, bias_hh: Any) -> Any:
+        parameters = [weight_ih.T, weight_hh.T, bias_ih + bias_hh]
+        output, _ = rnn.stateless_call(parameters, others, x.swapaxes(0, 1), initial_state=[h[0]])
+        return output.swapaxes(0, 1)
+
+    return jitted(case, tensors, layer)
 
 
 def onnx_model(case: Case, tensors: Tensors) -> bytes:
@@ -289,72 +232,74 @@ def openvino_step(case: Case, tensors: Tensors) -> Step:
     return Step(run, lambda result: (torch.tensor(result[0]).squeeze(1),))
 
 
-@dataclass(frozen=True)
-class Peer:
-    """`takes` says which cases are the peer's; `modules` are what it needs installed."""
+def flashrnn_step(case: Case, tensors: Tensors) -> Step:
+    """x Wᵀ + b_ih for all steps, then FlashRNN's Elman network of one head; it wants the batch first."""
+    from flashrnn import flashrnn
 
-    label: str
-    build: Callable[[Case, Tensors], Step]
-    takes: Callable[[Case], bool] = lambda case: True
-    modules: tuple[str, ...] = ()
+    leaves = [*inputs(case, tensors), *(nn.Parameter(tensors[name]) for name in NAMES[2:])]
 
-    @property
-    def installed(self) -> bool:
-        return all(find_spec(name) for name in self.modules)
+    def forward() -> Tensor:
+        x, h, weight_ih, weight_hh, bias_ih, bias_hh = leaves
+        z = nn.functional.linear(x.transpose(0, 1), weight_ih, bias_ih)
+        states, _ = flashrnn(
+            z[:, :, None, None],
+            weight_hh[None, None],
+            bias_hh[None, None],
+            states=h[:, :, None, None],
+            function="elman",
+            backend="cuda_fused",
+            dtype=case.dtype,
+        )
+        return states[0, :, :, 0].transpose(0, 1)
 
-    def versions(self) -> dict[str, str]:
-        return {name: version(name) for name in self.modules}
+    return make_step(case, forward, leaves, tensors["grad_output"])
 
 
 def one_padded_layer(case: Case) -> bool:
-    return case.layers == case.directions == 1 and case.layout == "padded"
+    return case.layers == case.directions == 1 and case.layout == "padded" and case.forward_flop < FEW_PEERS
 
 
 def padded_float32_inference(case: Case) -> bool:
     return one_padded_layer(case) and case.dtype == "float32" and case.pass_name == "forward"
 
 
+def short(case: Case) -> bool:
+    return one_padded_layer(case) and case.T <= 64
+
+
+def not_recorded(case: Case) -> bool:
+    return one_padded_layer(case) and case.pass_name != "forward_grad"
+
+
+def flashrnns(case: Case) -> bool:
+    return one_padded_layer(case) and case.nonlinearity == "tanh" and case.dtype in ("float32", "float16", "bfloat16")
+
+
 def of_different_lengths(case: Case) -> bool:
     return case.layout != "padded" and case.layers == case.directions == 1
 
 
+def peer(label: str, build: Build, **options: Any) -> Peer:
+    """One whose device time is that of the same step."""
+    return Peer(label, build, build, **options)
+
+
+ON_CPU = {"takes": not_recorded, "cpu_only": True}
 PEERS = {
-    "rnn_ext": Peer("rnn_ext.RNN", ours),
-    "rnn": Peer("nn.RNN", rnn),
-    "cells": Peer("loop of RNNCell", cells_step, one_padded_layer),
-    "jax": Peer("JAX", jax_step, one_padded_layer, ("jax",)),
-    "onnxruntime": Peer("onnxruntime", onnxruntime_step, padded_float32_inference, ("onnxruntime", "onnx")),
-    "openvino": Peer("OpenVINO", openvino_step, padded_float32_inference, ("openvino", "onnx")),
-    "rnn_ext-padded": Peer(
-        "rnn_ext, every step", lambda case, tensors: whole_step(rnn_ext.RNN, case, tensors), of_different_lengths
+    "rnn_ext": peer("rnn_ext.RNN", ours),
+    "rnn": peer("nn.RNN", rnn),
+    "nn_cells": peer("nn.RNNCell loop", partial(cells_step, nn.RNNCell), takes=one_padded_layer),
+    "cells": peer("RNNCell loop", partial(cells_step, rnn_ext.RNNCell), takes=one_padded_layer),
+    "compile": peer("nn.RNNCell loop, torch.compile", compile_step, takes=short, compiles=True),
+    "jax": Peer("JAX", jax_step, modules=("jax",), **ON_CPU),
+    "keras": Peer("Keras on JAX", keras_step, modules=("keras", "jax"), **ON_CPU),
+    "onnxruntime": Peer(
+        "onnxruntime", onnxruntime_step, takes=padded_float32_inference, modules=("onnxruntime", "onnx"), cpu_only=True
     ),
-    "rnn-padded": Peer(
-        "nn.RNN, every step", lambda case, tensors: whole_step(nn.RNN, case, tensors), of_different_lengths
+    "openvino": Peer(
+        "OpenVINO", openvino_step, takes=padded_float32_inference, modules=("openvino", "onnx"), cpu_only=True
     ),
+    "flashrnn": peer("FlashRNN", flashrnn_step, takes=flashrnns, modules=("flashrnn",), cuda_only=True),
+    "rnn_ext-padded": peer("rnn_ext, every step", partial(whole_step, rnn_ext.RNN), takes=of_different_lengths),
+    "rnn-padded": peer("nn.RNN, every step", partial(whole_step, nn.RNN), takes=of_different_lengths),
 }
-
-
-def reference(case: Case, tensors: Tensors) -> tuple[Tensor, ...]:
-    """The results in float64, by nn.RNN."""
-    wide = {name: tensor.double() for name, tensor in tensors.items()}
-    module = case.module(nn.RNN, wide, torch.float64)
-    with torch.enable_grad():
-        x, h = (wide[name].requires_grad_() for name in ("x", "h"))
-        packed, _ = module(pack_padded_sequence(x, case.lengths, enforce_sorted=False), h)
-        output, _ = pad_packed_sequence(packed, total_length=case.T)
-        if case.pass_name == "forward":
-            return (output.detach(),)
-        return output.detach(), *torch.autograd.grad(output, [x, h, *module.parameters()], wide["grad_output"])
-
-
-def tolerance(case: Case) -> float:
-    """Of error_of. nn.RNN, JAX and a loop of cells round a weight's gradient at each step; it adds up like a walk."""
-    return TOLERANCE[case.dtype] * max(1, case.T / 16) ** 0.5
-
-
-def error_of(wanted: tuple[Tensor, ...], result: tuple[Tensor, ...]) -> float:
-    """The largest ‖got − want‖ / ‖want‖ of the results against float64; NaN counts as infinite."""
-    errors = []
-    for got, want in zip(result, wanted, strict=True):
-        errors.append(float((got.detach().double() - want).norm() / want.norm().clamp(min=1e-30)))
-    return max(errors) if all(error == error for error in errors) else float("inf")

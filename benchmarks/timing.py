@@ -11,11 +11,14 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 Run = Callable[[], Any]
+Item = TypeVar("Item")
+LEAST = 3  # rounds of which quartiles can be told
+REST = 2e-3  # seconds before a sample: the last peer's threads have stopped spinning
 
 
 def keep_freed_memory() -> None:
@@ -47,11 +50,11 @@ def time_calls(run: Run, calls: int) -> float:
 
 
 def host_sampler(run: Run, sample_seconds: float) -> Callable[[], float]:
-    """A function that takes one sample of about `sample_seconds`, after warming up for as long."""
-    time_calls(run, 3)  # lazy initialisation stays out of the estimate
-    seconds = time_calls(run, 1)
+    """A function that takes one sample of about `sample_seconds`, after warming up for as long, or of one call."""
+    seconds = min(time_calls(run, 1) for _ in range(2))  # lazy initialisation stays out of the estimate
     for _ in range(2):  # the second estimate is free of what the first still had to load
-        seconds = time_calls(run, max(1, int(sample_seconds / 2 / seconds)))
+        if seconds < sample_seconds:
+            seconds = time_calls(run, max(1, int(sample_seconds / 2 / seconds)))
     calls = max(1, round(sample_seconds / seconds))
     return lambda: time_calls(run, calls)
 
@@ -100,15 +103,21 @@ def device_sampler(
     return lambda: sample(replays)
 
 
-def sample_in_turns(samplers: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """`rounds` samples of each, in alternating order."""
-    samples: dict[str, list[float]] = {name: [] for name in samplers}
+def sample_in_turns(
+    samplers: dict[Item, Callable[[], float]], rounds: int, seconds: float = float("inf")
+) -> dict[Item, list[float]]:
+    """`rounds` samples of each, in alternating order; fewer, but LEAST, where they would take more than `seconds`."""
+    samples: dict[Item, list[float]] = {name: [] for name in samplers}
     names = list(samplers)
     collecting = gc.isenabled()
     gc.disable()
     try:
+        start = time.perf_counter()
         for i in range(rounds):
+            if i >= LEAST and (time.perf_counter() - start) * (i + 1) / i > seconds:
+                break
             for name in names if i % 2 == 0 else reversed(names):
+                time.sleep(REST)
                 samples[name].append(samplers[name]())
     finally:
         if collecting:

@@ -19,7 +19,10 @@ from rnn_ext.__main__ import explain
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BENCHMARKS = REPOSITORY / "benchmarks"
-FIGURES = ("speedup.png", "latency.png", "roofline.png")
+FIGURES = {
+    "bench.json": ("speedup.png", "latency.png", "roofline.png"),
+    "sequence.json": ("sequence.png", "sequence-latency.png", "sequence-roofline.png"),
+}
 
 
 def run(*command: str | Path, **options) -> subprocess.CompletedProcess:
@@ -33,19 +36,8 @@ def modules(monkeypatch):
     """The benchmarks' modules, which import each other as scripts in one folder do."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module
-    names = (
-        "bench_cell",
-        "bench_sequence",
-        "device",
-        "peers",
-        "plots",
-        "report",
-        "results",
-        "sequence_peers",
-        "timing",
-    )
-    for name in names:
-        sys.modules.pop(name, None)
+    for path in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +45,7 @@ def quick(tmp_path_factory) -> Path:
     """The folder that a tiny benchmark wrote."""
     folder = tmp_path_factory.mktemp("bench")
     options = "--device cpu --shapes 10,4,5 1,8,8 3,8,8 --dtypes float32 bfloat16 --nonlinearities tanh relu"
-    command = [sys.executable, BENCHMARKS / "bench_cell.py", *options.split(), "--rounds", "3", "--sample-ms", "0.1"]
+    command = [sys.executable, BENCHMARKS / "bench.py", *options.split(), "--rounds", "3", "--sample-ms", "0.1"]
     result = run(*command, "--output", folder)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "geometric mean" in result.stdout
@@ -64,17 +56,10 @@ def quick(tmp_path_factory) -> Path:
 def quick_sequence(tmp_path_factory) -> Path:
     """The folder that a tiny benchmark of sequences wrote."""
     folder = tmp_path_factory.mktemp("sequence")
-    options = "--cases 4,2,3,5 1,1,4,4 5,3,4,4:packed 5,3,4,4:lengths 3,2,4,4:bidirectional --dtypes float32 bfloat16"
-    command = [
-        sys.executable,
-        BENCHMARKS / "bench_sequence.py",
-        *options.split(),
-        "--rounds",
-        "3",
-        "--sample-ms",
-        "0.1",
-    ]
-    result = run(*command, "--seconds", "0.01", "--output", folder)
+    shapes = "4,2,3,5 1,1,4,4 5,3,4,4:packed 5,3,4,4:lengths 3,2,4,4:bidirectional:two-layers"
+    command = [sys.executable, BENCHMARKS / "bench.py", "--layer", "sequence", "--device", "cpu"]
+    command += ["--shapes", *shapes.split(), "--dtypes", "float32", "bfloat16", "--seconds", "0.01"]
+    result = run(*command, "--rounds", "3", "--sample-ms", "0.1", "--output", folder)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "geometric mean" in result.stdout
     return folder
@@ -106,16 +91,19 @@ def test_the_probe_of_a_cpu_takes_seconds_however_slow_its_products_are(modules,
     monkeypatch.setattr(timing, "time", Clock)
     monkeypatch.setattr(device, "time", Clock, raising=False)
     monkeypatch.setattr(device, "copy_seconds", lambda size, *_, **__: size * 1e-9)
+    monkeypatch.setattr(device, "read_gb_s", lambda size: 1e9 / size)
     monkeypatch.setattr(torch, "ones", lambda *_, **__: One())
     monkeypatch.setattr(device, "autograd_seconds", lambda _: 1e-6)
     facts = device.probe(torch.device("cpu"), ["bfloat16"])
     assert now < 10
     assert sizes[-1] == max(sizes) == size
     assert facts["gemm_tflop_s"]["bfloat16"] == pytest.approx(rate / 1e12, rel=0.01)
+    sizes, rates = zip(*facts["caches"], strict=True)
+    assert list(sizes) == sorted(sizes) and list(rates) == sorted(rates, reverse=True)
 
 
 @pytest.mark.slow
-def test_bench_cell_writes_what_the_schema_says(quick, modules):
+def test_a_benchmark_of_cells_writes_what_the_schema_says(quick, modules):
     results = modules("results")
     document = results.read(quick / "bench.json")
     assert document["complete"]
@@ -124,12 +112,12 @@ def test_bench_cell_writes_what_the_schema_says(quick, modules):
     for row in document["rows"]:
         assert row["note"] == "", row
         assert row["q25_us"] <= row["median_us"] <= row["q75_us"]
-    for name in FIGURES:
+    for name in FIGURES["bench.json"]:
         assert (quick / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
-def test_bench_sequence_writes_what_the_schema_says(quick_sequence, modules):
+def test_a_benchmark_of_sequences_writes_what_the_schema_says(quick_sequence, modules):
     results = modules("results")
     document = results.read(quick_sequence / "sequence.json")
     assert document["complete"]
@@ -142,61 +130,42 @@ def test_bench_sequence_writes_what_the_schema_says(quick_sequence, modules):
         if row["peer"] in ("rnn_ext", "rnn") and row["pass"] == "forward_backward":
             assert row["saved_bytes"] > 0
         else:
-            assert row["saved_bytes"] is None or row["pass"] == "forward_backward"
-    assert len(by_case) == 4 * 2 * 2
+            assert row["saved_bytes"] is None
+    assert len(by_case) == 4 * 2 * 3
     for (layout, layers, *_), peers in by_case.items():
         assert {"rnn_ext", "rnn"} <= peers
         assert ("cells" in peers) == (layout == "padded" and layers == 1)
         assert ("rnn_ext-padded" in peers) == (layout != "padded")
-    assert (quick_sequence / "sequence.png").read_bytes().startswith(b"\x89PNG")
+    for name in FIGURES["sequence.json"]:
+        assert (quick_sequence / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_wrong_sequences_are_not_timed(quick, modules, monkeypatch):
-    from torch import nn
-
-    bench_sequence, peers = modules("bench_sequence"), modules("sequence_peers")
-
-    class Wrong(nn.RNN):
-        def forward(self, input, hx=None):
-            output, h_n = super().forward(input, hx)
-            return output * 1.001, h_n
-
-    wrong = peers.Peer("wrong", lambda case, tensors: peers.whole_step(Wrong, case, tensors))
-    monkeypatch.setitem(peers.PEERS, "rnn", wrong)
+def test_no_peer_but_torch_needs_to_be_installed(quick, modules, monkeypatch, tmp_path, capsys):
+    bench, cases, results = (modules(name) for name in ("bench", "cases", "results"))
+    monkeypatch.setattr(cases, "find_spec", lambda name: None)
     facts = json.loads((quick / "bench.json").read_text())["facts"]
-    args = bench_sequence.parse_arguments(["--rounds", "1", "--sample-ms", "0.1", "--seconds", "0.01"])
-    case = peers.Case(3, 2, 4, 5, pass_name="forward_backward")
-    ours, wrong = bench_sequence.measure_case(case, ["rnn_ext", "rnn"], facts, args)
-    assert ours["median_us"] > 0
-    assert wrong["median_us"] is None and wrong["note"].startswith("wrong result")
-
-
-def test_bench_sequence_needs_no_other_peer_installed(quick, modules, monkeypatch, tmp_path, capsys):
-    bench_sequence, peers, results = (modules(name) for name in ("bench_sequence", "sequence_peers", "results"))
-    monkeypatch.setattr(peers, "find_spec", lambda name: None)
-    facts = json.loads((quick / "bench.json").read_text())["facts"]
-    monkeypatch.setattr(bench_sequence, "probe", lambda device, dtypes: facts)
-    options = "--cases 2,3,4,5 --dtypes float32 --rounds 1 --sample-ms 0.1 --seconds 0.01"
-    monkeypatch.setattr(sys, "argv", ["bench_sequence.py", *options.split(), "--output", str(tmp_path)])
-    assert bench_sequence.main() == 0
+    monkeypatch.setattr(bench, "probe", lambda device, dtypes: facts)
+    options = "--layer sequence --device cpu --shapes 2,3,4,5 --dtypes float32 --rounds 1 --sample-ms 0.1"
+    monkeypatch.setattr(sys, "argv", ["bench.py", *options.split(), "--output", str(tmp_path)])
+    assert bench.main() == 0
     document = results.read(tmp_path / "sequence.json")
-    assert {row["peer"] for row in document["rows"]} == {"rnn_ext", "rnn", "cells"}
+    assert {row["peer"] for row in document["rows"]} == {"rnn_ext", "rnn", "nn_cells", "cells"}
     output = capsys.readouterr().out
-    for name in ("JAX", "onnxruntime", "OpenVINO"):
+    for name in ("JAX", "Keras on JAX", "onnxruntime", "OpenVINO"):
         assert f"{name} takes no part" in output
 
 
 def test_bytes_kept_for_the_backward_are_those_of_the_hooks(modules):
     import torch
 
-    bench_sequence, peers = modules("bench_sequence"), modules("peers")
+    bench, cases = modules("bench"), modules("cases")
     x, weight = torch.ones(256, requires_grad=True), torch.ones(256, requires_grad=True)
 
     def run():
         y = (x * weight).exp()
         return (y * y.view(2, 128).flatten()).sum()  # saved twice, in one memory
 
-    assert bench_sequence.saved_bytes(peers.Step(run, leaves=(x, weight))) == 256 * 4
+    assert bench.saved_bytes(cases.Step(run, leaves=(x, weight))) == 256 * 4
 
 
 @pytest.mark.parametrize(
@@ -209,31 +178,97 @@ def test_schema_breaches_are_found(quick, modules, breach):
         results.validate({**document, **breach})
 
 
-def test_wrong_results_are_not_timed(quick, modules, monkeypatch):
+@pytest.mark.parametrize("layer", ["cell", "sequence"])
+def test_wrong_results_are_not_timed(quick, modules, monkeypatch, layer):
     import torch
     from torch import nn
 
-    bench_cell, peers = modules("bench_cell"), modules("peers")
+    bench, cases = modules("bench"), modules("cases")
 
-    class Wrong(nn.RNNCell):
+    class WrongCell(nn.RNNCell):
         def forward(self, input, hx=None):
             return super().forward(input, hx) * 1.001
 
-    monkeypatch.setitem(peers.PEERS, "rnn_cell", peers.Peer("wrong", lambda c, t: peers.module_step(Wrong, c, t), None))
+    class WrongRNN(nn.RNN):
+        def forward(self, input, hx=None):
+            output, h_n = super().forward(input, hx)
+            return output * 1.001, h_n
+
+    wrong = {
+        "cell": lambda case, tensors: modules("cell_peers").module_step(WrongCell, case, tensors),
+        "sequence": lambda case, tensors: modules("sequence_peers").whole_step(WrongRNN, case, tensors),
+    }
+    replaced = modules("peers").LAYERS[layer].replaced
+    monkeypatch.setitem(modules("peers").LAYERS[layer].peers, replaced, cases.Peer("wrong", wrong[layer]))
     facts = json.loads((quick / "bench.json").read_text())["facts"]
-    args = bench_cell.parse_arguments(["--device", "cpu", "--rounds", "1", "--sample-ms", "0.1"])
-    case = peers.Case(2, 3, 4, "float32", "tanh", "forward_backward")
-    rows = bench_cell.measure_case(case, ["rnn_ext", "rnn_cell"], torch.device("cpu"), facts, args)
-    ours, wrong = rows
+    args = bench.parse_arguments(["--layer", layer, "--device", "cpu", "--rounds", "1", "--sample-ms", "0.1"])
+    case = cases.Case(1 if layer == "cell" else 3, 2, 4, 5, layer=layer, pass_name="forward_backward")
+    ours, wrong = bench.measure_case(case, ["rnn_ext", replaced], torch.device("cpu"), facts, args)
     assert ours["median_us"] > 0
     assert wrong["median_us"] is None and wrong["note"].startswith("wrong result")
+
+
+@pytest.mark.parametrize("layout", ["padded", "lengths"])
+def test_the_gradients_of_relu_are_those_at_a_peers_own_output(modules, layout):
+    """There they are also nn.RNN's, as both are in float64."""
+    import torch
+
+    cases = modules("cases")
+
+    case = cases.Case(6, 5, 3, 4, "float64", "relu", "forward_backward", layout=layout)
+    tensors = cases.make_tensors(case, torch.device("cpu"))
+    wanted = cases.reference(case, tensors)
+    for got, want in zip(cases.gradients_at(case, tensors, wanted[0]), wanted[1:], strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_flashrnn_gets_the_shapes_that_it_documents(modules, monkeypatch):
+    """With a stand-in that computes what FlashRNN does of Wx (B, T, G, N, D), R (G, N, D, D) and b (G, N, D)."""
+    import torch
+
+    cases, peers = modules("cases"), modules("sequence_peers")
+
+    def flashrnn(Wx, R, b, states, function, backend, dtype):
+        assert (function, backend, dtype) == ("elman", "cuda_fused", "float32")
+        (B, T, G, N, D), h, outputs = Wx.shape, states[0, :, 0, 0], []
+        assert (G, N) == (1, 1) and R.shape == (1, 1, D, D) and b.shape == (1, 1, D) and states.shape == (1, B, 1, 1, D)
+        for t in range(T):
+            h = torch.tanh(Wx[:, t, 0, 0] + h @ R[0, 0].t() + b[0, 0])
+            outputs.append(h)
+        result = torch.stack(outputs, 1)[None, :, :, None]
+        return result, result[:, :, -1:]
+
+    monkeypatch.setitem(sys.modules, "flashrnn", SimpleNamespace(flashrnn=flashrnn))
+    case = cases.Case(5, 2, 3, 4, pass_name="forward_backward")
+    tensors = cases.make_tensors(case, torch.device("cpu"))
+    step = peers.PEERS["flashrnn"].build(case, tensors)
+    assert cases.error_of(case, tensors, cases.reference(case, tensors), step.run()) < 1e-5
+    assert not peers.PEERS["flashrnn"].runs_on("cpu") and peers.PEERS["flashrnn"].runs_on("cuda")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--shapes 1,2,3,4",
+        "--shapes 1,2,3:packed",
+        "--layer sequence --shapes 1,2,3",
+        "--layer sequence --shapes 1,2,3,4:no-such",
+        "--layer sequence --shapes 1,2,0,4",
+        "--layer sequence --peers addmm",
+    ],
+)
+def test_options_that_mean_nothing_are_refused(modules, options, capsys):
+    with pytest.raises(SystemExit):
+        modules("bench").parse_arguments(options.split())
+    assert "error: " in capsys.readouterr().err
 
 
 def test_rows_of_a_gpu(quick, modules, monkeypatch):
     """All peers and clocks through the CUDA branches, with the CPU's tensors and clock in place of the device's."""
     import torch
 
-    bench_cell, peers, results, timing = (modules(name) for name in ("bench_cell", "peers", "results", "timing"))
+    bench, cases, results, timing = (modules(name) for name in ("bench", "cases", "results", "timing"))
+    layer = modules("peers").LAYERS["cell"]
 
     class Graph:
         def __init__(self, runs):
@@ -246,11 +281,12 @@ def test_rows_of_a_gpu(quick, modules, monkeypatch):
     class Cuda:
         type = "cuda"
 
-    make_tensors, cpu = peers.make_tensors, torch.device("cpu")
-    monkeypatch.setattr(bench_cell, "make_tensors", lambda case, _, seed=0: make_tensors(case, cpu, seed))
-    monkeypatch.setattr(bench_cell, "FLUSH_BYTES", 2**20)
+    make_tensors, cpu = cases.make_tensors, torch.device("cpu")
+    monkeypatch.setattr(bench, "make_tensors", lambda case, _, seed=0: make_tensors(case, cpu, seed))
+    monkeypatch.setattr(bench, "FLUSH_BYTES", 2**20)
+    monkeypatch.setattr(bench, "peak_bytes", lambda step, device: 1)
     monkeypatch.setattr(
-        bench_cell, "kernels_per_call", lambda cases: sessions.append([case() for case in cases]) or [1.0] * len(cases)
+        bench, "kernels_per_call", lambda cases: sessions.append([case() for case in cases]) or [1.0] * len(cases)
     )
     sessions = []
     monkeypatch.setattr(timing, "capture", lambda runs: (Graph(runs), [run() for run in runs][-1]))
@@ -260,26 +296,26 @@ def test_rows_of_a_gpu(quick, modules, monkeypatch):
         seen.append((len(runs), len({id(run) for run in runs}), flush is not None))
         return timing.host_sampler(Graph(runs).replay, seconds)
 
-    monkeypatch.setattr(bench_cell, "device_sampler", device_sampler)
+    monkeypatch.setattr(bench, "device_sampler", device_sampler)
     properties = type("Properties", (), {"L2_cache_size": 2**20})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
 
     document = results.read(quick / "bench.json")
     document["facts"]["node_us"] = 1.0
-    args = bench_cell.parse_arguments(["--device", "cuda", "--rounds", "2", "--sample-ms", "0.1"])
-    names = [name for name in args.peers if not peers.PEERS[name].compiles]
+    args = bench.parse_arguments(["--device", "cuda", "--rounds", "2", "--sample-ms", "0.1"])
+    names = [name for name in args.peers if not layer.peers[name].compiles]
     document["rows"] = []
-    for pass_name in peers.PASSES:
-        case = peers.Case(2, 3, 4, "float32", "tanh", pass_name)
+    for pass_name in cases.PASSES:
+        case = cases.Case(1, 2, 3, 4, pass_name=pass_name, layer="cell")
         with torch.set_grad_enabled(pass_name != "forward"):
-            document["rows"] += bench_cell.measure_case(case, names, Cuda(), document["facts"], args)
+            document["rows"] += bench.measure_case(case, names, Cuda(), document["facts"], args)
     with monkeypatch.context() as broken:
-        broken.setattr(bench_cell, "kernels_per_call", lambda cases: 1 / 0)
-        bench_cell.count_kernels(document["rows"], Cuda())
+        broken.setattr(bench, "kernels_per_call", lambda cases: 1 / 0)
+        bench.count_kernels(document["rows"], Cuda())
     assert all(row["kernels"] is None and row["median_us"] > 0 for row in document["rows"])
-    bench_cell.count_kernels(document["rows"], Cuda())
+    bench.count_kernels(document["rows"], Cuda())
     results.validate(document)
-    assert len(sessions) == len(names) * len(peers.PASSES), "one session a peer and pass"
+    assert len(sessions) == len(names) * len(cases.PASSES), "one session a peer and pass"
     count = {clock: len(results.select(document["rows"], clock=clock)) for clock in results.CLOCKS}
     assert count == {"host": 3 * 6, "warm": 2 * 4, "cold": 2 * 4}
     assert all(row["note"] == "" and row["kernels"] == 1 for row in document["rows"])
@@ -326,22 +362,22 @@ def test_a_case_that_fails_does_not_keep_others_from_being_counted(modules, monk
 
 
 @pytest.mark.slow
-def test_bench_cell_without_rich_and_tqdm(tmp_path, monkeypatch):
+def test_a_benchmark_without_rich_and_tqdm(tmp_path, monkeypatch):
     for name in ("rich", "tqdm"):
         (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name}')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     options = "--device cpu --shapes 2,3,4 --dtypes float32 --peers rnn_cell --rounds 1 --sample-ms 0.1"
-    result = run(sys.executable, BENCHMARKS / "bench_cell.py", *options.split(), "--output", tmp_path / "out")
+    result = run(sys.executable, BENCHMARKS / "bench.py", *options.split(), "--output", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert "no tables: no rich" in result.stdout
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"bench.json", *FIGURES}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"bench.json", *FIGURES["bench.json"]}
 
 
 @pytest.mark.cuda
-def test_bench_cell_on_a_gpu(modules, tmp_path):
+def test_a_benchmark_on_a_gpu(modules, tmp_path):
     results = modules("results")
     options = "--device cuda --shapes 10,4,5 64,64,64 --dtypes float32 bfloat16 --rounds 3 --sample-ms 0.5"
-    command = [sys.executable, BENCHMARKS / "bench_cell.py", *options.split(), "--compile-shapes"]  # none: minutes
+    command = [sys.executable, BENCHMARKS / "bench.py", *options.split(), "--compile-shapes"]  # none: minutes
     result = run(*command, "--passes", "forward", "forward_backward", "--output", tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     document = results.read(tmp_path / "bench.json")
@@ -352,8 +388,8 @@ def test_bench_cell_on_a_gpu(modules, tmp_path):
 
 
 def test_an_interrupt_keeps_what_was_measured(modules, monkeypatch, tmp_path):
-    bench_cell, results = modules("bench_cell"), modules("results")
-    measure = bench_cell.measure_case
+    bench, results = modules("bench"), modules("results")
+    measure = bench.measure_case
     cases = []
 
     def interrupted(case, *rest):
@@ -363,10 +399,10 @@ def test_an_interrupt_keeps_what_was_measured(modules, monkeypatch, tmp_path):
             raise KeyboardInterrupt
         return measure(case, *rest)
 
-    monkeypatch.setattr(bench_cell, "measure_case", interrupted)
+    monkeypatch.setattr(bench, "measure_case", interrupted)
     options = "--device cpu --shapes 2,3,4 --dtypes float32 --peers rnn_cell --rounds 1 --sample-ms 0.1"
-    monkeypatch.setattr(sys, "argv", ["bench_cell.py", *options.split(), "--output", str(tmp_path)])
-    assert bench_cell.main() == 0
+    monkeypatch.setattr(sys, "argv", ["bench.py", *options.split(), "--output", str(tmp_path)])
+    assert bench.main() == 0
     document = results.read(tmp_path / "bench.json")
     assert not document["complete"]
     assert len(document["rows"]) == 2
@@ -404,14 +440,15 @@ def test_report_writes_and_checks_the_pages(quick, quick_sequence, modules, monk
     assert "nn.RNNCell µs" in page.read_text()
     assert report("--check") == 0
 
-    assert "whole sequence" not in text
+    assert "| a whole sequence" not in text
 
     shutil.copy(quick_sequence / "sequence.json", folder)
     assert report("--check") == 1
     assert report() == 0
     text = readme.read_text()
-    assert len([line for line in text.splitlines() if line.startswith("| a whole sequence")]) == 2
+    assert len([line for line in text.splitlines() if line.startswith("| a whole sequence")]) == 3
     assert "### Whole sequences on" in page.read_text() and "5, 3, 4, 4 packed" in page.read_text()
+    assert "memory of a training step" in page.read_text()
     assert report("--check") == 0
 
     # Numbers changed by hand.
@@ -426,7 +463,7 @@ def test_report_writes_and_checks_the_pages(quick, quick_sequence, modules, monk
         path.write_text(original)
     assert report("--check") == 0
     capsys.readouterr()
-    for name in ("latency.png", "sequence.png"):
+    for name in ("latency.png", "sequence-latency.png"):
         (folder / name).unlink()
         assert report("--check") == 1
         assert name in capsys.readouterr().out

@@ -66,24 +66,24 @@ def test_the_plan_ends_in_time_and_begins_with_what_matters_most(plan: str) -> N
 def test_the_commands_of_the_plan_have_valid_options(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
-    bench_cell = importlib.import_module("bench_cell")
+    bench, cases = importlib.import_module("bench"), importlib.import_module("cases")
     commands = {}
     for line in plan.splitlines():
         if match := re.match(r"(\S.*?) +\d+ s, until +\d+ s: (.*)", line):
             commands[match[1]] = match[2]
     for name in ("benchmark", "ncu", "torch.compile"):
         command = shlex.split(commands[name])
-        args = bench_cell.parse_arguments(command[command.index("benchmarks/bench_cell.py") + 1 :])
+        args = bench.parse_arguments(command[command.index("benchmarks/bench.py") + 1 :])
         if name == "benchmark":
             flagship = [(4096,) * 3, (1024, 4096, 4096), (1024,) * 3, (64, 1024, 1024), (16, 256, 256), (1, 256, 256)]
-            assert args.shapes[:6] == flagship
-            assert sorted(args.shapes) == sorted(bench_cell.SHAPES["cuda"])
-            assert args.dtypes == ["bfloat16", "float32"] and args.compile_shapes == []
+            assert args.cases[:6] == cases.cells(*flagship)
+            assert set(args.cases) == set(cases.CASES["cell", "cuda"])
+            assert args.dtypes == ["bfloat16", "float32"] and args.compiled == []
     for name in ("every kernel", "tests", "memcheck", "racecheck", "other tests"):
         for path in [word for word in shlex.split(commands[name]) if word.startswith("tests/")]:
             assert (REPOSITORY / path).exists(), path
-    for name in ("bench_cell", "device", "peers", "plots", "results", "timing"):
-        sys.modules.pop(name, None)
+    for path in (REPOSITORY / "benchmarks").glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 @pytest.mark.slow

@@ -1,11 +1,15 @@
-"""rnn_ext.RNNCell against what else computes the cell, on the CPU or a CUDA GPU.
+"""rnn_ext.RNNCell, or rnn_ext.RNN over whole sequences, against what else computes them, on the CPU or a CUDA GPU.
 
-    python benchmarks/bench_cell.py --quick
-    python benchmarks/bench_cell.py --shapes 64,256,256 --dtypes bfloat16 --peers rnn_ext rnn_cell compile
+    python benchmarks/bench.py --quick
+    python benchmarks/bench.py --layer sequence --quick
+    python benchmarks/bench.py --shapes 64,256,256 --dtypes bfloat16 --peers rnn_cell compile
+    python benchmarks/bench.py --layer sequence --shapes 64,32,64,128 64,32,64,128:packed --peers rnn cells
 
 Every peer runs on the same random data, in alternating rounds, and only after its result was checked against float64.
-Writes bench.json (schema: results.py) and PNGs (plots.py) to --output; ctrl-C keeps what was measured. On a GPU there
-are three clocks, host-inclusive, device with warm L2 and device with cold L2 (results.py says what they are).
+Those that are not torch take part where they are installed. Writes bench.json, of sequences sequence.json (schema:
+results.py), and PNGs (plots.py) to --output; ctrl-C keeps what was measured. On a GPU there are three clocks,
+host-inclusive, device with warm L2 and device with cold L2 (results.py says what they are). Of each training step it
+also says what is kept for the backward, and the most memory that it takes at once.
 
 TF32 is off for every peer, as it is by default for nn.RNNCell (cuDNN's RNN would use it). On the CPU freed memory stays
 with the process (timing.keep_freed_memory).
@@ -14,10 +18,12 @@ with the process (timing.keep_freed_memory).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -25,8 +31,26 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import plots
 import results
 import torch
+from cases import (
+    CASES,
+    COMPILED,
+    DTYPES,
+    NO_RECORDING,
+    PASSES,
+    QUICK,
+    TOLERANCE,
+    Case,
+    Peer,
+    Step,
+    error_of,
+    make_tensors,
+    name_of,
+    parse_case,
+    reference,
+    tolerance,
+)
 from device import default_device, floor_us, gpu_state, peak_tflop_s, probe
-from peers import PASSES, PEERS, TOLERANCE, Case, Peer, Step, error_of, forget_compiled, make_tensors
+from peers import LAYERS
 from timing import device_sampler, host_sampler, keep_freed_memory, kernels_per_call, quartiles, sample_in_turns
 from torch import Tensor
 
@@ -36,62 +60,54 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-SHAPES = {  # (B, I, H)
-    "cpu": [
-        (1, 8, 16), (10, 4, 5), (1, 64, 64), (4, 100, 100), (33, 77, 130), (32, 128, 128),
-        (1, 256, 256), (8, 256, 256), (64, 256, 256), (256, 256, 256), (64, 512, 512), (256, 1024, 1024),
-    ],
-    "cuda": [
-        (10, 4, 5), (33, 77, 130),
-        *((B, H, H) for H in (256, 1024, 4096) for B in (1, 16, 64, 256, 1024, 4096)),
-    ],
-}  # fmt: skip
-QUICK_SHAPES = {
-    "cpu": [(10, 4, 5), (1, 64, 64), (64, 64, 64), (1, 256, 256), (64, 256, 256)],
-    "cuda": [(10, 4, 5), (1, 256, 256), (64, 256, 256), (64, 1024, 1024), (1024, 1024, 1024)],
-}
-DTYPES = {"cpu": ["float32", "float64", "bfloat16"], "cuda": ["float32", "bfloat16"]}
-COMPILE_SHAPES = {"cpu": [], "cuda": [(64, 1024, 1024)]}  # compiling takes up to a minute a case
 NODES = 40  # calls, at most, in a graph whose replay is timed: its own start becomes a small part of a call
 FLUSH_BYTES = 2**30  # read before a cold replay, at least: the host queues the replay in the meantime
 COLD_BYTES = 2 * 2**30  # operands of a cold graph's calls together, at most; far more than any L2
 
 
-def shape(text: str) -> tuple[int, int, int]:
-    try:
-        B, I, H = (int(size) for size in text.split(","))  # noqa: E741
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not B,I,H") from None
-    return B, I, H
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    peers = list(dict.fromkeys(name for layer in LAYERS.values() for name in layer.peers))
+    shapes = {"nargs": "+", "metavar": "[T,]B,I,H"}
+    kinds = "of sequences T,B,I,H, after it :packed, :lengths, :bidirectional, :two-layers for such a one"
+    parser.add_argument("--layer", choices=LAYERS, default="cell")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device())
-    parser.add_argument("--quick", action="store_true", help="few shapes, float32 and tanh, under a minute")
-    parser.add_argument("--shapes", type=shape, nargs="+", metavar="B,I,H")
+    parser.add_argument("--quick", action="store_true", help="few shapes, float32 and tanh, a minute or two")
+    parser.add_argument("--shapes", **shapes, help=f"of a cell B,I,H; {kinds}")
     parser.add_argument("--dtypes", nargs="+", choices=TOLERANCE)
     parser.add_argument("--passes", nargs="+", choices=PASSES, default=list(PASSES))
     parser.add_argument("--nonlinearities", nargs="+", choices=("tanh", "relu"))
-    parser.add_argument("--peers", nargs="+", choices=PEERS, help="rnn_ext is always among them")
-    parser.add_argument(
-        "--compile-shapes", type=shape, nargs="*", metavar="B,I,H", help="where torch.compile takes part as well"
-    )
-    parser.add_argument("--rounds", type=int, default=11, help="alternating samples of each peer (default 11)")
+    parser.add_argument("--peers", nargs="+", choices=peers, help="rnn_ext is always among them")
+    parser.add_argument("--compile-shapes", **shapes | {"nargs": "*"}, help="where torch.compile takes part as well")
+    parser.add_argument("--rounds", type=int, default=21, help="alternating samples of each peer, at most (default 21)")
     parser.add_argument("--sample-ms", type=float, default=3.0, help="length of a sample (default 3)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a case, of which there are three "
+                        "at least (default 2)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="folder (default build/bench)")
     parser.add_argument("--check-only", action="store_true", help="check each peer's results, time nothing")
     args = parser.parse_args(arguments)
-    device = args.device
+    which, layer = (args.layer, args.device), LAYERS[args.layer]
+
+    def cases(texts: list[str] | None, default: list[Case]) -> list[Case]:
+        try:
+            return default if texts is None else [parse_case(text, args.layer) for text in texts]
+        except (KeyError, TypeError, ValueError):
+            parser.error(f"a shape of {' '.join(texts or ())} is not {shapes['metavar']}: {kinds}")
+
     if args.quick:
-        args.rounds = min(args.rounds, 7)
-    args.shapes = args.shapes or (QUICK_SHAPES if args.quick else SHAPES)[device]
-    args.dtypes = args.dtypes or (["float32"] if args.quick else DTYPES[device])
-    args.nonlinearities = args.nonlinearities or (["tanh"] if args.quick or device == "cuda" else ["tanh", "relu"])
-    if args.compile_shapes is None:  # peers that were asked for by name run everywhere
-        args.compile_shapes = args.shapes if args.peers else [] if args.quick else COMPILE_SHAPES[device]
-    args.peers = list(dict.fromkeys(["rnn_ext", *(args.peers or PEERS)]))
-    args.peers = [name for name in args.peers if device == "cuda" or not PEERS[name].cuda_only]
+        args.rounds, args.seconds = min(args.rounds, 7), min(args.seconds, 0.5)
+    args.cases = cases(args.shapes, (QUICK if args.quick else CASES)[which])
+    args.dtypes = args.dtypes or (["float32"] if args.quick else DTYPES[which])
+    both = args.layer == "cell" and args.device == "cpu" and not args.quick
+    args.nonlinearities = args.nonlinearities or (["tanh", "relu"] if both else ["tanh"])
+    # Peers that were asked for by name run everywhere.
+    compiled = args.cases if args.peers else [] if args.quick else COMPILED[which]
+    args.compiled = cases(args.compile_shapes, compiled)
+    unknown = [name for name in args.peers or () if name not in layer.peers]
+    if unknown:
+        parser.error(f"--peers: of a {args.layer} there are {', '.join(layer.peers)}, not {', '.join(unknown)}")
+    args.peers = list(dict.fromkeys(["rnn_ext", *(args.peers or layer.peers)]))
+    args.peers = [name for name in args.peers if layer.peers[name].runs_on(args.device)]
     return args
 
 
@@ -116,22 +132,69 @@ def make_sampler(
     return device_sampler([runs[i % copies] for i in range(nodes)], seconds, flush)
 
 
+def saved_bytes(step: Step) -> int:
+    """What one call keeps for its backward, besides its own leaves, in bytes of memory."""
+    own = {leaf.untyped_storage().data_ptr() for leaf in step.leaves}
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        step.run()
+    return sum(kept.values())
+
+
+def peak_bytes(step: Step, device: torch.device) -> int | None:
+    """The most memory that one call, after the first, has at once: by the allocator's count on a GPU, elsewhere by the
+    kernel's count of this process's pages; None without one.
+    """
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step.run()
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        before = resident("VmRSS")
+        result = step.run()
+        peak = resident("VmHWM") - before
+        del result
+    except (AttributeError, OSError, StopIteration):
+        return None
+    return max(peak, 0)
+
+
+def resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
 def measure_case(
     case: Case, names: list[str], device: torch.device, facts: dict[str, Any], args: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """The rows of one case: every peer checked, then timed in turns on every clock."""
+    layer = LAYERS[case.layer]
     tensors = make_tensors(case, device)
-    notes, steps, errors, kernels = {}, {}, {}, {}
+    wanted = reference(case, tensors)
+    notes, steps, errors, kernels, memory = {}, {}, {}, {}, {}
     for name in names:
+        peer = layer.peers[name]
         try:
-            step = PEERS[name].build(case, tensors)
-            errors[name] = error_of(case, tensors, step.unpack(step.run()))
-            if not errors[name] <= TOLERANCE[case.dtype]:
+            step = peer.build(case, tensors)
+            errors[name] = error_of(case, tensors, wanted, step.unpack(step.run()))
+            if not errors[name] <= tolerance(case):
                 notes[name] = f"wrong result: error {errors[name]:.1e}"
                 errors[name] = errors[name] if errors[name] < float("inf") else None  # JSON has no infinity
                 continue
-            if device.type == "cuda" and PEERS[name].compiles and not args.check_only:  # the others': count_kernels
+            if device.type == "cuda" and peer.compiles and not args.check_only:  # the others': count_kernels
                 (kernels[name],) = kernels_per_call([lambda run=step.run: run])
+            if case.backward and name in ("rnn_ext", layer.replaced) and not args.check_only:
+                memory[name] = saved_bytes(step), peak_bytes(step, device)
             steps[name] = step
         except Exception as error:  # a peer that cannot take the case stands in the results with its reason
             notes[name] = brief(error)
@@ -146,31 +209,28 @@ def measure_case(
 
     rows = []
     for clock in clocks:
-        taking_part = [name for name in names if clock == "host" or PEERS[name].build_device]
+        taking_part = [name for name in names if clock == "host" or layer.peers[name].build_device]
         samplers, clock_notes = {}, dict(notes)
         floor = floor_us(case, clock, facts) if facts else 0.0
         for name in taking_part:
             if name in steps:
                 try:
                     samplers[name] = make_sampler(
-                        case, PEERS[name], clock, tensors, steps[name], floor, args.sample_ms / 1e3
+                        case, layer.peers[name], clock, tensors, steps[name], floor, args.sample_ms / 1e3
                     )
                 except Exception as error:
                     clock_notes[name] = brief(error)
-        samples = sample_in_turns(samplers, args.rounds)
+        samples = sample_in_turns(samplers, args.rounds, args.seconds)
         for name in taking_part:
-            row = {
-                "B": case.B,
-                "I": case.I,
-                "H": case.H,
-                "dtype": case.dtype,
-                "nonlinearity": case.nonlinearity,
-                "pass": case.pass_name,
+            saved, peak = memory.get(name, (None, None))
+            row = case.fields() | {
                 "peer": name,
                 "clock": clock,
                 "rounds": len(samples.get(name, [])),
                 "kernels": kernels.get(name),
                 "floor_us": floor,
+                "saved_bytes": saved,
+                "peak_bytes": peak,
                 "error": errors.get(name),
                 "note": clock_notes.get(name, ""),
             }
@@ -200,23 +260,25 @@ def rates(case: Case, median_us: float | None, facts: dict[str, Any]) -> dict[st
 
 def count_kernels(rows: list[dict[str, Any]], device: torch.device) -> None:
     """Fills in what was launched a call, in one session of the profiler a peer and pass."""
-    fields = ("B", "I", "H", "dtype", "nonlinearity", "pass")
-    measured = [row for row in rows if row["median_us"] is not None and not PEERS[row["peer"]].compiles]
-    for peer, pass_name in dict.fromkeys((row["peer"], row["pass"]) for row in measured):
-        chosen = results.select(measured, peer=peer, pass_=pass_name)
-        cases = list(dict.fromkeys(Case(*(row[name] for name in fields)) for row in chosen))
+    measured = [row for row in rows if row["median_us"] is not None]
+    for layer, name, pass_name in dict.fromkeys((row["layer"], row["peer"], row["pass"]) for row in measured):
+        peer = LAYERS[layer].peers[name]
+        if peer.compiles:
+            continue
+        chosen = results.select(measured, layer=layer, peer=name, pass_=pass_name)
+        cases = list(dict.fromkeys(Case.of(row) for row in chosen))
 
-        def run_of(case: Case, build: Callable[..., Step] = PEERS[peer].build) -> Callable[[], object]:
+        def run_of(case: Case, build: Callable[..., Step] = peer.build) -> Callable[[], object]:
             return build(case, make_tensors(case, device)).run
 
         try:
             with torch.set_grad_enabled(pass_name != "forward"):
                 counts = dict(zip(cases, kernels_per_call([partial(run_of, case) for case in cases]), strict=True))
         except Exception as error:  # the profiler's own; the times stand without the counts
-            print(f"kernels of {peer}, {pass_name}, were not counted: {brief(error)}")
+            print(f"kernels of {name}, {pass_name}, were not counted: {brief(error)}")
             continue
         for row in chosen:
-            row["kernels"] = counts[Case(*(row[name] for name in fields))]
+            row["kernels"] = counts[Case.of(row)]
 
 
 def progress(items: Sequence[Item], unit: str = "case", doing: Callable[[Item], str] = str) -> Iterator[Item]:
@@ -234,63 +296,71 @@ def progress(items: Sequence[Item], unit: str = "case", doing: Callable[[Item], 
 
 def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     """Adds the rows of all cases to the document, and saves it after each; an interrupt ends it early."""
-    device = torch.device(args.device)
-    choices = itertools.product(args.shapes, args.dtypes, args.nonlinearities, args.passes)
-    cases = [Case(*sizes, dtype, f, pass_name) for sizes, dtype, f, pass_name in choices]
+    device, layer = torch.device(args.device), LAYERS[args.layer]
+    choices = itertools.product(args.cases, args.dtypes, args.nonlinearities, args.passes)
+    cases = [replace(c, dtype=dtype, nonlinearity=f, pass_name=pass_name) for c, dtype, f, pass_name in choices]
+    cases = [case for case in cases if case.pass_name != "forward_grad" or case.forward_flop < NO_RECORDING]
+    compiled = [replace(case, pass_name=pass_name) for case in args.compiled for pass_name in PASSES]
     try:
         for case in progress(cases):
-            compiling = (case.B, case.I, case.H) in args.compile_shapes
-            names = [name for name in args.peers if compiling or not PEERS[name].compiles]
+            compiling = replace(case, dtype="float32", nonlinearity="tanh") in compiled
+            names = [name for name in args.peers if compiling or not layer.peers[name].compiles]
+            names = [name for name in names if layer.peers[name].takes(case)]
             with torch.set_grad_enabled(case.pass_name != "forward"):
                 document["rows"] += measure_case(case, names, device, document["facts"], args)
-            if compiling:
-                forget_compiled()
+            if compiling:  # Dynamo keeps at most eight versions of a function, then silently runs it uncompiled
+                torch._dynamo.reset()
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # the graphs' memory
             if not args.check_only:
-                results.write(document, args.output / results.CELLS)
+                results.write(document, args.output / layer.file)
         document["complete"] = True
         if device.type == "cuda" and not args.check_only:
-            results.write(document, args.output / results.CELLS)
+            results.write(document, args.output / layer.file)
             count_kernels(document["rows"], device)
     except KeyboardInterrupt:
         print("interrupted: this is what was measured")
 
 
 def table(rows: list[dict[str, Any]], title: str) -> Table:
-    """Ours in microseconds, and how many times as long each peer takes."""
+    """Ours in microseconds, how many times as long each peer takes, and as much memory what rnn_ext replaces."""
     from rich.table import Table
 
+    layer = LAYERS[rows[0]["layer"]]
     peers = [name for name in results.values(rows, "peer") if name != "rnn_ext"]
+    kernels, memory = (any(row[name] is not None for row in rows) for name in ("kernels", "saved_bytes"))
     result = Table(title=title, title_justify="left", caption_justify="left")
     result.caption = "times as long as rnn_ext; ~: noise (under 6 %, or quartiles on either side of 1); -: not measured"
-    for column in (
-        "B, I, H",
-        "pass",
-        "rnn_ext µs",
-        "IQR",
-        "kernels",
-        "/ floor",
-        "GFLOP/s",
-        "peak",
-        *(PEERS[p].label for p in peers),
-    ):
-        result.add_column(column, justify="left" if column in ("B, I, H", "pass") else "right")
+    result.caption += "\ngeometric means: of the group 'shapes'"
+    if memory:
+        label = layer.peers[layer.replaced].label
+        result.caption += f"; saved, memory: what {label} keeps for its backward, its peak, / rnn_ext's"
+    numbers = ["rnn_ext µs", "IQR", *["kernels"] * kernels, "/ floor", "GFLOP/s", "peak"]
+    columns = [*numbers, *(layer.peers[p].label for p in peers), *["saved", "memory"] * memory]
+    for i, column in enumerate((", ".join("TBIH" if layer is LAYERS["sequence"] else "BIH"), "pass", *columns)):
+        result.add_column(column, justify="left" if i < 2 else "right", no_wrap=i < 2)
     for ours in [row for row in rows if row["peer"] == "rnn_ext"]:
-        key = {name: ours[name] for name in ("B", "I", "H")}
-        found = {row["peer"]: row for row in results.select(rows, **key, pass_=ours["pass"])}
-        cells = [f"{ours['B']}, {ours['I']}, {ours['H']}", ours["pass"]]
+        found = {row["peer"]: row for row in rows if Case.of(row) == Case.of(ours) and row["median_us"] is not None}
+        cells = [name_of(ours), ours["pass"]]
         if ours["median_us"] is None:
             result.add_row(*cells, ours["note"])
             continue
         cells += [f"{ours['median_us']:.1f}", f"{ours['q75_us'] - ours['q25_us']:.1f}"]
-        cells += ["-" if ours["kernels"] is None else f"{ours['kernels']:g}", f"{ours['floor_ratio']:.1f}"]
-        cells += [f"{ours['gflop_s']:.3g}", f"{ours['peak_share']:.0%}"]
-        result.add_row(*cells, *(results.formatted(found[p]) if p in found else "-" for p in peers))
+        cells += ["-" if ours["kernels"] is None else f"{ours['kernels']:g}"] * kernels
+        cells += [f"{ours['floor_ratio']:.1f}", f"{ours['gflop_s']:.3g}", f"{ours['peak_share']:.0%}"]
+        cells += [results.formatted(found[p]) if p in found else "-" for p in peers]
+        theirs = found.get(layer.replaced, {})
+        cells += [ratio(theirs.get(name), ours[name]) for name in ("saved_bytes", "peak_bytes")] * memory
+        result.add_row(*cells)
     for name in results.values(rows, "pass"):
-        means = [results.mean_speedup(results.select(rows, peer=peer, pass_=name)) for peer in peers]
-        result.add_row("geometric mean", name, *[""] * 6, *means, style="bold")
+        chosen = results.select(rows, pass_=name, group="shapes")
+        means = [results.mean_speedup(results.select(chosen, peer=peer)) for peer in peers]
+        result.add_row("geometric mean", name, *[""] * len(numbers), *means, style="bold")
     return result
+
+
+def ratio(theirs: int | None, ours: int | None) -> str:
+    return f"{theirs / ours:.2f}" if theirs and ours else "-"
 
 
 def print_tables(rows: list[dict[str, Any]], console: Console) -> None:
@@ -307,11 +377,12 @@ def console() -> Console:
     from rich.console import Console
 
     found = Console()
-    return found if found.is_terminal else Console(width=170)
+    return found if found.is_terminal else Console(width=230)
 
 
 def main() -> int:
     args = parse_arguments()
+    layer = LAYERS[args.layer]
     # timeout(1) ends a run like ctrl-C does, also where a parent process had the signals ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -322,7 +393,11 @@ def main() -> int:
         keep_freed_memory()
     if warning := results.busy():
         print(warning)
-    facts = {} if args.check_only else probe(device, args.dtypes)
+    for name in args.peers:
+        if missing := layer.peers[name].missing:
+            print(f"{layer.peers[name].label} takes no part: {', '.join(missing)} must be installed")
+    args.peers = [name for name in args.peers if not layer.peers[name].missing]
+    facts = {} if args.check_only else probe(device, args.dtypes) | {"versions": versions(layer.peers, args.peers)}
     document = results.new_document(device, facts, gpu_state)
     run(args, document)
     if args.check_only:
@@ -333,15 +408,23 @@ def main() -> int:
         return 1 if failed or not document["complete"] else 0
     if device.type == "cuda":
         document["gpu_state"]["after"] = gpu_state()
-    results.write(document, args.output / results.CELLS)
+    results.write(document, args.output / layer.file)
     try:
         print_tables(document["rows"], console())
     except ModuleNotFoundError as error:
         print(f"no tables: {error}; benchmarks/report.py --summary prints means")
     figures = plots.draw_all(document, args.output)
-    print("written:", *(str(path) for path in (args.output / results.CELLS, *figures)))
+    print("written:", *(str(path) for path in (args.output / layer.file, *figures)))
     wrong = [row for row in document["rows"] if row["note"].startswith("wrong") and row["peer"] == "rnn_ext"]
     return 1 if wrong else 0
+
+
+def versions(peers: dict[str, Peer], names: list[str]) -> dict[str, str]:
+    """Of the peers that aren't torch."""
+    found: dict[str, str] = {}
+    for name in names:
+        found |= peers[name].versions()
+    return found
 
 
 if __name__ == "__main__":
