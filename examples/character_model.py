@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import rnn_ext
 
-BATCH, LENGTH, EMBEDDING, HIDDEN = 32, 64, 64, 256
+BATCH, LENGTH, EMBEDDING, HIDDEN, LEARNING_RATE = 32, 64, 64, 256, 2e-3
 
 
 class CharacterModel(nn.Module):
@@ -50,19 +50,9 @@ class Corpus:
         return self.tokens[starts + torch.arange(LENGTH + 1)[:, None]]
 
 
-def train_step(model: CharacterModel, optimizer: torch.optim.Optimizer, tokens: Tensor) -> float:
-    """One update on tokens (T + 1, B); the loss before it, in nats a character."""
-    scores = model(tokens[:-1])
-    loss = F.cross_entropy(scores.flatten(0, 1), tokens[1:].flatten())
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return loss.item()
-
-
-def make_optimizer(model: CharacterModel) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=2e-3)
+def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
+    """In nats a character, of tokens (T + 1, B)."""
+    return F.cross_entropy(model(tokens[:-1]).flatten(0, 1), tokens[1:].flatten())
 
 
 def main() -> None:
@@ -74,11 +64,15 @@ def main() -> None:
     torch.manual_seed(0)
     corpus, generator = Corpus(), torch.Generator().manual_seed(0)
     model = CharacterModel(len(corpus.alphabet)).to(args.device)
-    optimizer = make_optimizer(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     for step in range(1, args.steps + 1):
-        loss = train_step(model, optimizer, corpus.batch(generator).to(args.device))
+        loss = loss_of(model, corpus.batch(generator).to(args.device))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
         if step == 1 or step == args.steps or step % 20 == 0:
-            print(f"step {step}: {loss:.3f} nats a character")
+            print(f"step {step}: {loss.item():.3f} nats a character")
     torch.save({"alphabet": corpus.alphabet, "model": model.state_dict()}, args.output)
     print(f"written: {args.output}")
 

@@ -494,7 +494,7 @@ def test_the_demo_trains_four_models_alike(modules, monkeypatch, tmp_path, capsy
     demo = modules("demo")
     trained = {}
     draw = demo.draw
-    monkeypatch.setattr(demo, "draw", lambda trainers, path: trained.update(trainers) or draw(trainers, path))
+    monkeypatch.setattr(demo, "draw", lambda trainers, *rest: trained.update(trainers) or draw(trainers, *rest))
     monkeypatch.setattr(demo, "microbenchmark", lambda device: None)
     options = ["--device", "cpu", "--steps", "2", "--output", str(tmp_path / "demo.png")]
     monkeypatch.setattr(sys, "argv", ["demo.py", *options])
