@@ -81,8 +81,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile-shapes", **shapes | {"nargs": "*"}, help="where torch.compile takes part as well")
     parser.add_argument("--rounds", type=int, default=21, help="alternating samples of each peer, at most (default 21)")
     parser.add_argument("--sample-ms", type=float, default=3.0, help="length of a sample (default 3)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for the rounds of a case, of which there are three "
-                        "at least (default 2)")  # fmt: skip
+    parser.add_argument("--seconds", type=float, default=1.5, help="for the rounds of a case, of which there are three "
+                        "at least (default 1.5)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("build/bench"), help="folder (default build/bench)")
     parser.add_argument("--check-only", action="store_true", help="check each peer's results, time nothing")
     args = parser.parse_args(arguments)
@@ -100,9 +100,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     args.dtypes = args.dtypes or (["float32"] if args.quick else DTYPES[which])
     both = args.layer == "cell" and args.device == "cpu" and not args.quick
     args.nonlinearities = args.nonlinearities or (["tanh", "relu"] if both else ["tanh"])
-    # Peers that were asked for by name run everywhere.
-    compiled = args.cases if args.peers else [] if args.quick else COMPILED[which]
-    args.compiled = cases(args.compile_shapes, compiled)
+    args.compiled = [] if args.quick else COMPILED[which]
+    if args.compile_shapes is not None or args.peers:  # peers that were asked for by name run everywhere
+        compiled = cases(args.compile_shapes, args.cases)
+        args.compiled = [replace(case, dtype=dtype) for case in compiled for dtype in args.dtypes]
     unknown = [name for name in args.peers or () if name not in layer.peers]
     if unknown:
         parser.error(f"--peers: of a {args.layer} there are {', '.join(layer.peers)}, not {', '.join(unknown)}")
@@ -193,7 +194,7 @@ def measure_case(
                 continue
             if device.type == "cuda" and peer.compiles and not args.check_only:  # the others': count_kernels
                 (kernels[name],) = kernels_per_call([lambda run=step.run: run])
-            if case.backward and name in ("rnn_ext", layer.replaced) and not args.check_only:
+            if name in ("rnn_ext", layer.replaced) and case.backward and case.few and not args.check_only:
                 memory[name] = saved_bytes(step), peak_bytes(step, device)
             steps[name] = step
         except Exception as error:  # a peer that cannot take the case stands in the results with its reason
@@ -300,10 +301,9 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     choices = itertools.product(args.cases, args.dtypes, args.nonlinearities, args.passes)
     cases = [replace(c, dtype=dtype, nonlinearity=f, pass_name=pass_name) for c, dtype, f, pass_name in choices]
     cases = [case for case in cases if case.pass_name != "forward_grad" or case.forward_flop < NO_RECORDING]
-    compiled = [replace(case, pass_name=pass_name) for case in args.compiled for pass_name in PASSES]
     try:
         for case in progress(cases):
-            compiling = replace(case, dtype="float32", nonlinearity="tanh") in compiled
+            compiling = replace(case, nonlinearity="tanh", pass_name="forward") in args.compiled
             names = [name for name in args.peers if compiling or not layer.peers[name].compiles]
             names = [name for name in names if layer.peers[name].takes(case)]
             with torch.set_grad_enabled(case.pass_name != "forward"):

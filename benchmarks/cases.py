@@ -37,8 +37,8 @@ GROUPS = {
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 5e-3, "bfloat16": 3e-2}
 
 # Forward FLOP. From the first on, recording the graph is nothing beside the work and is no pass of its own; from the
-# second on, only rnn_ext and what it replaces are measured, so that a run ends.
-NO_RECORDING, FEW_PEERS = 2e9, 2.5e10
+# second on, only rnn_ext and what it replaces are measured, and no memory, so that a run ends.
+NO_RECORDING, FEW_PEERS = 2e9, 1.5e10
 
 Tensors = dict[str, Tensor]
 
@@ -110,6 +110,11 @@ class Case:
     def flop(self) -> int:
         """Those of the pass; the backward has twice the forward's."""
         return self.forward_flop * (3 if self.backward else 1)
+
+    @property
+    def few(self) -> bool:
+        """Whether it is not so large that only few peers take part."""
+        return self.forward_flop < FEW_PEERS
 
     @property
     def bytes(self) -> int:
@@ -221,9 +226,9 @@ DTYPES = {
 # Compiling takes up to a minute a case, and the longer, the more steps a loop has.
 COMPILED = {
     ("cell", "cpu"): [],
-    ("cell", "cuda"): cells((64, 1024, 1024)),
-    ("sequence", "cpu"): [case for case in GROWTH if case.T in (4, 16)],
-    ("sequence", "cuda"): [case for case in GROWTH if case.T in (4, 16)],
+    ("cell", "cuda"): [replace(case, dtype=dtype) for case in cells((64, 1024, 1024)) for dtype in TOLERANCE],
+    ("sequence", "cpu"): [case for case in GROWTH if case.T == 16],
+    ("sequence", "cuda"): [case for case in GROWTH if case.T == 16],
 }
 KINDS: dict[str, dict[str, Any]] = {
     "packed": {"layout": "packed"},

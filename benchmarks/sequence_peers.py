@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-from cases import FEW_PEERS, Build, Case, Peer, Step, Tensors, inputs, make_step
+from cases import Build, Case, Peer, Step, Tensors, inputs, make_step
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -256,19 +256,19 @@ def flashrnn_step(case: Case, tensors: Tensors) -> Step:
 
 
 def one_padded_layer(case: Case) -> bool:
-    return case.layers == case.directions == 1 and case.layout == "padded" and case.forward_flop < FEW_PEERS
+    return case.layers == case.directions == 1 and case.layout == "padded" and case.few
 
 
 def padded_float32_inference(case: Case) -> bool:
     return one_padded_layer(case) and case.dtype == "float32" and case.pass_name == "forward"
 
 
-def short(case: Case) -> bool:
-    return one_padded_layer(case) and case.T <= 64
-
-
 def not_recorded(case: Case) -> bool:
     return one_padded_layer(case) and case.pass_name != "forward_grad"
+
+
+def short(case: Case) -> bool:
+    return not_recorded(case) and case.T <= 64
 
 
 def flashrnns(case: Case) -> bool:

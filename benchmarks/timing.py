@@ -51,7 +51,9 @@ def time_calls(run: Run, calls: int) -> float:
 
 def host_sampler(run: Run, sample_seconds: float) -> Callable[[], float]:
     """A function that takes one sample of about `sample_seconds`, after warming up for as long, or of one call."""
-    seconds = min(time_calls(run, 1) for _ in range(2))  # lazy initialisation stays out of the estimate
+    seconds = time_calls(run, 1)
+    if seconds < 50 * sample_seconds:  # lazy initialisation stays out of the estimate
+        seconds = min(seconds, time_calls(run, 1))
     for _ in range(2):  # the second estimate is free of what the first still had to load
         if seconds < sample_seconds:
             seconds = time_calls(run, max(1, int(sample_seconds / 2 / seconds)))

@@ -165,8 +165,10 @@ def draw(trainers: dict[str, Trainer], label: str, path: Path, more: Callable[[A
         axes[1].plot(torch.tensor(trainer.seconds).cumsum(0), trainer.losses, style, label=name, linewidth=1.5)
     axes[0].set(xlabel="step", ylabel=label, title="the same steps")
     axes[1].set(xlabel="seconds in training", ylabel=label, title="the same time")
+    highest = 2 * max(trainer.losses[0] for trainer in trainers.values())  # what shoots up beyond that is cut off
     for panel in axes[:2]:
         panel.set_yscale("log")
+        panel.set_ylim(top=highest)
         panel.grid(alpha=0.3)
         panel.legend()
     if more:
@@ -181,7 +183,7 @@ def parse_arguments(description: str | None, steps: int, output: str) -> argpars
     """The options that all these programs have."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=steps, help="updates of each network (default %(default)s)")
-    parser.add_argument("--seconds", type=float, default=100, help="end training then at the latest (default 100)")
+    parser.add_argument("--seconds", type=float, default=90, help="end training then at the latest (default 90)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument("--output", type=Path, default=Path(output), help="the figure (default %(default)s)")
     return parser.parse_args()
