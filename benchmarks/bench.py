@@ -35,7 +35,6 @@ from cases import (
     CASES,
     COMPILED,
     DTYPES,
-    NO_RECORDING,
     PASSES,
     QUICK,
     TOLERANCE,
@@ -300,7 +299,7 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
     device, layer = torch.device(args.device), LAYERS[args.layer]
     choices = itertools.product(args.cases, args.dtypes, args.nonlinearities, args.passes)
     cases = [replace(c, dtype=dtype, nonlinearity=f, pass_name=pass_name) for c, dtype, f, pass_name in choices]
-    cases = [case for case in cases if case.pass_name != "forward_grad" or case.forward_flop < NO_RECORDING]
+    cases = [case for case in cases if case.pass_name != "forward_grad" or case.records]
     try:
         for case in progress(cases):
             compiling = replace(case, nonlinearity="tanh", pass_name="forward") in args.compiled
@@ -353,9 +352,9 @@ def table(rows: list[dict[str, Any]], title: str) -> Table:
         cells += [ratio(theirs.get(name), ours[name]) for name in ("saved_bytes", "peak_bytes")] * memory
         result.add_row(*cells)
     for name in results.values(rows, "pass"):
-        chosen = results.select(rows, pass_=name, group="shapes")
-        means = [results.mean_speedup(results.select(chosen, peer=peer)) for peer in peers]
-        result.add_row("geometric mean", name, *[""] * len(numbers), *means, style="bold")
+        if chosen := results.select(rows, pass_=name, group="shapes"):
+            means = [results.mean_speedup(results.select(chosen, peer=peer)) for peer in peers]
+            result.add_row("geometric mean", name, *[""] * len(numbers), *means, style="bold")
     return result
 
 

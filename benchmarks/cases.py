@@ -112,6 +112,11 @@ class Case:
         return self.forward_flop * (3 if self.backward else 1)
 
     @property
+    def records(self) -> bool:
+        """Whether recording the graph is worth a pass of its own."""
+        return self.forward_flop < NO_RECORDING and self.group != "growth"
+
+    @property
     def few(self) -> bool:
         """Whether it is not so large that only few peers take part."""
         return self.forward_flop < FEW_PEERS
