@@ -1,5 +1,6 @@
 #include "cuda/plan/sequence.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <stdexcept>
 #include <vector>
@@ -20,6 +21,38 @@ ForwardCase step_of(const SequenceCase& c) {
   return step;
 }
 
+constexpr double kStepLatency = 0.35;      // µs: sums, f, h to shared memory, a barrier
+constexpr double kClusterExchange = 0.55;  // the same to and from the peers
+constexpr double kGridExchange = 1.1;      // through L2, with flags
+constexpr double kFfmaOfPeak = 0.7;        // what a chain of steps leaves of it
+
+// A step with U in shared memory: the largest of what the multiprocessor multiplies, of U read from there once, and,
+// of a grid, of h read by all from L2; and how long h takes to where it is needed.
+double resident_microseconds(const ResidentFamily& f, const SequenceCase& c, const Device& d) {
+  const Machine m = machine_of(d.compute_capability);
+  const double H = double(c.hidden_size), size = bytes_of(c.dtype), blocks = double(f.blocks(d));
+  const int64_t slices = std::max<int64_t>(1, d.multiprocessors / f.blocks(d));
+  const double rows = double(ceil_div(c.batch, slices));
+  const bool tensor_cores = size != 4;
+  const double multiplied = tensor_cores ? double(ceil_div(int64_t(rows), 16) * 16) : rows;
+  const double flops = 2 * multiplied * H * H / blocks /
+                       (compute_flops(m, tensor_cores ? Math::kTensorCore : Math::kSimt, c.dtype) * kFfmaOfPeak);
+  const double smem = H * H * size / blocks / kSmemBytes * double(ceil_div(int64_t(rows), 16));
+  const double l2 = f.sharing == 0 ? rows * H * size * blocks / m.l2_total_bytes : 0;
+  const double exchange = f.sharing == 0 ? kGridExchange : f.sharing > 1 ? kClusterExchange : 0;
+  return kStepLatency + exchange + std::max({flops, smem, l2}) / (m.ghz * 1e3);
+}
+
+std::string why_not_resident(const ResidentFamily& f, const SequenceCase& c, const Device& d) {
+  if (d.compute_capability < f.first_sm) return not_for(d.compute_capability);
+  if (!f.holds(c.hidden_size, c.dtype, d)) {
+    int64_t most = c.hidden_size;
+    while (most > 0 && !f.holds(most, c.dtype, d)) --most;
+    return "U fits up to H = " + std::to_string(most) + ", not " + std::to_string(c.hidden_size);
+  }
+  return "";
+}
+
 std::vector<Candidate<SequencePlan>> candidates(const SequenceCase& c, const Device& d) {
   std::vector<Candidate<SequencePlan>> all;
   for (int i = 0; i < kNumStepped; ++i) {
@@ -31,12 +64,27 @@ std::vector<Candidate<SequencePlan>> candidates(const SequenceCase& c, const Dev
     plan.microseconds = tiled_microseconds(kStepped[i], step_of(c), d, 1, Reduction::kNone);
     all.push_back({plan, why_not_tiled(kStepped[i], step_of(c), d), ""});
   }
+  for (int i = 0; i < kNumResident; ++i) {
+    const ResidentFamily& f = kResident[i];
+    SequencePlan plan;
+    plan.family = SequencePlan::Family::kResident;
+    plan.kernel = i;
+    plan.microseconds = resident_microseconds(f, c, d);
+    std::string why = why_not_resident(f, c, d);
+    if (why.empty() && !f.is_there) {
+      char text[100];
+      std::snprintf(text, sizeof text, "it is not written yet; it would take %.2f", plan.microseconds);
+      why = text;
+    }
+    all.push_back({plan, why, ""});
+  }
   return all;
 }
 
 std::string describe(const SequencePlan& plan, const SequenceCase& c) {
-  const SteppedKernel& k = kStepped[plan.kernel];
   char text[200];
+  if (plan.family == SequencePlan::Family::kResident) return "1 launch";
+  const SteppedKernel& k = kStepped[plan.kernel];
   std::snprintf(text, sizeof text, "%6lld launches of %lld blocks of %d threads", static_cast<long long>(c.steps),
                 static_cast<long long>(ceil_div(c.batch, k.bm) * ceil_div(c.hidden_size, k.bn)), k.threads());
   return text;

@@ -34,6 +34,30 @@ constexpr SteppedKernel kStepped[] = {
 // clang-format on
 constexpr int kNumStepped = static_cast<int>(sizeof(kStepped) / sizeof(kStepped[0]));
 
+// The other families keep U on the chip for the whole sequence: a launch, and no more reads of U from memory. What
+// bounds them is U's room: a multiprocessor's shared memory less what h and z take, times how many share U.
+struct ResidentFamily {
+  const char* name;
+  int sharing;   // how many blocks have a part of U each; 0: all multiprocessors
+  int first_sm;  // compute capability
+  bool is_there;
+
+  static constexpr size_t kBytesOfRows = 27 * 1024;  // h, twice, and z ahead
+  constexpr int64_t blocks(const Device& d) const { return sharing > 0 ? sharing : d.multiprocessors; }
+  // Whether U fits.
+  constexpr bool holds(int64_t hidden_size, Dtype dtype, const Device& d) const {
+    return d.smem_per_block > kBytesOfRows && hidden_size * hidden_size * bytes_of(dtype) <=
+                                                  blocks(d) * static_cast<int64_t>(d.smem_per_block - kBytesOfRows);
+  }
+};
+
+constexpr ResidentFamily kResident[] = {
+    {"resident", 1, 80, false},  // a slice of the batch a block, none of which waits for another
+    {"cluster", 8, 90, false},   // the same a cluster, which exchanges h
+    {"grid", 0, 80, false},      // all of the batch, h through L2
+};
+constexpr int kNumResident = static_cast<int>(sizeof(kResident) / sizeof(kResident[0]));
+
 // ---- the choice -----------------------------------------------------------------------------------------------------
 
 // All that the choice depends on. `batch`: that of the first step.
@@ -67,15 +91,15 @@ struct SteppedWorkspace {
 };
 
 struct SequencePlan {
-  enum class Family { kStepped };
+  enum class Family { kStepped, kResident };
   Family family = Family::kStepped;
-  int kernel = -1;     // the row of kStepped
+  int kernel = -1;     // the row of kStepped or kResident
   bool early = false;  // a step's launch may overlap the end of the one before
   int64_t workspace_bytes = 0;
   double microseconds = 0;  // a step, by the model
 
-  bool takes(Dtype dtype) const { return kStepped[kernel].takes(dtype); }
-  const char* name() const { return kStepped[kernel].name; }
+  bool takes(Dtype dtype) const { return family == Family::kResident || kStepped[kernel].takes(dtype); }
+  const char* name() const { return family == Family::kResident ? kResident[kernel].name : kStepped[kernel].name; }
 };
 
 // The best kernel by the model, or the one that `forced` names (null or empty: no force). Throws std::invalid_argument

@@ -54,6 +54,8 @@ cudaError_t recurrence_forward(const RecurrenceForwardParams<T>& p, const Steps&
   switch (plan.family) {
     case SequencePlan::Family::kStepped:
       return launch_stepped_forward(p, host, plan, workspace, stream);
+    case SequencePlan::Family::kResident:
+      break;
   }
   return cudaErrorInvalidValue;
 }
@@ -65,6 +67,8 @@ cudaError_t recurrence_backward(const RecurrenceBackwardParams<T>& p, const Step
   switch (plan.family) {
     case SequencePlan::Family::kStepped:
       return launch_stepped_backward(p, host, plan, workspace, stream);
+    case SequencePlan::Family::kResident:
+      break;
   }
   return cudaErrorInvalidValue;
 }
