@@ -42,9 +42,20 @@ def test_a_backward_takes_no_more_memory_than_eager(batch, size, dtype, expanded
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(784, 32, 1, 128), (500, 8, 32, 64), (512, 16, 128, 256)], ids=str)
-def test_a_training_step_of_a_long_sequence_takes_less_memory_than_nn_rnns(shape, dtype):
-    """With few steps the packed weights, and a block of dz in the accumulation type, can be more than what it saves."""
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (784, 32, 1, 128),
+        (500, 8, 32, 64),
+        (512, 16, 128, 256),
+        (16, 4, 900, 1000),
+        pytest.param((50, 16, 1760, 1760), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_training_step_takes_less_memory_than_nn_rnns(shape, dtype):
+    """Also of a few steps with large weights. In between, the packed weights and a block of rows in the accumulation
+    type can be more than what is saved elsewhere."""
     steps, batch, input_size, hidden_size = shape
 
     def peak(module: type[torch.nn.RNN]) -> int:

@@ -114,10 +114,11 @@ std::vector<Tensor> rnn_layer_backward_cpu(const OptTensor& grad_output, const O
   check_batch(tables.steps(), grad_h_n, "grad_h_n");
   const auto output = unit_columns(output_);
   const auto hx = unit_columns(hx_);
-  const auto gradients = empty_layer_gradients(arguments);
+  if (output_mask == OutputMask{}) return {};
+  auto without_weights = arguments;
+  without_weights.output_mask[kGradWeightIh] = without_weights.output_mask[kGradWeightHh] = false;
+  auto gradients = empty_layer_gradients(without_weights);
   if (gradients[kGradInput].defined()) clear_padding(gradients[kGradInput], options);
-  auto asked = asked_gradients(gradients);
-  if (asked.empty()) return asked;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_layer_backward", [&] {
     const auto& grad_bias = gradients[gradients[kGradBiasIh].defined() ? kGradBiasIh : kGradBiasHh];
     LayerBackwardParams<scalar_t> p{};
@@ -135,15 +136,20 @@ std::vector<Tensor> rnn_layer_backward_cpu(const OptTensor& grad_output, const O
     p.hx = as_matrix<scalar_t>(hx);
     p.grad_input = as_rows<scalar_t>(gradients[kGradInput], options);
     p.grad_hx = as_pointer<scalar_t>(gradients[kGradHx]);
-    p.grad_weight_ih = as_pointer<scalar_t>(gradients[kGradWeightIh]);
-    p.grad_weight_hh = as_pointer<scalar_t>(gradients[kGradWeightHh]);
     p.grad_bias = as_pointer<scalar_t>(grad_bias);
-    cpu::rnn_layer_backward(p);
+    cpu::rnn_layer_backward<scalar_t>(p, [&] {
+      const auto take = [&](Gradient which, int64_t size) {
+        if (output_mask[which]) gradients[which] = at::empty({p.weights.hidden_size, size}, output.options());
+        return as_pointer<scalar_t>(gradients[which]);
+      };
+      p.grad_weight_ih = take(kGradWeightIh, p.weights.input_size);
+      p.grad_weight_hh = take(kGradWeightHh, p.weights.hidden_size);
+    });
   });
   if (gradients[kGradBiasIh].defined() && gradients[kGradBiasHh].defined()) {
     gradients[kGradBiasHh].copy_(gradients[kGradBiasIh]);
   }
-  return asked;
+  return asked_gradients(std::move(gradients));
 }
 
 }  // namespace

@@ -8,7 +8,7 @@ struct Pairs {
   using V = __m512;
 
   static INLINE V add(V x, V m, V sum) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)m); }
-  static INLINE int64_t words(int64_t terms) { return (terms + 1) / 2; }
+  static INLINE constexpr int64_t words(int64_t terms) { return (terms + 1) / 2; }
 
   static INLINE int64_t words_stride(int64_t terms) { return padded_stride<S>(words(terms)); }
   static INLINE int64_t operand_size(int64_t rows, int64_t terms) { return rows * words_stride(terms); }

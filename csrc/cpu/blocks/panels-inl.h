@@ -64,7 +64,7 @@ struct Singles {
   using V = typename Vec::V;
 
   static INLINE V add(V x, V m, V sum) { return Vec::fma(x, m, sum); }
-  static INLINE int64_t words(int64_t terms) { return terms; }
+  static INLINE constexpr int64_t words(int64_t terms) { return terms; }
   // The memory that rows of A take as words, besides their own, and these words.
   static INLINE int64_t operand_size(int64_t /*rows*/, int64_t /*terms*/) { return 0; }
   static INLINE const S* operand(const S* a, int64_t stride, int64_t /*rows*/, int64_t /*terms*/, S* /*memory*/,

@@ -3,47 +3,74 @@
 //
 // A block's rows of dz follow one another without gaps, step by step: those of all groups, since the terms of a sum
 // must not depend on the division.
+//
+// Where the weights are large and the steps few, that would take much more memory than the gradients themselves: U and
+// W packed, and the sums of dW and dU. There dz is kept for all steps, in the data's type, and the gradients are formed
+// after the last step: U is packed no more when memory for dW and dU is taken, which are written once, and W is packed
+// a panel at a time.
 #pragma once
 
 template <typename T, typename Terms>
 struct BackwardMemory {
   using S = acc_t<T>;
   static constexpr int kStrip = PanelsOf<S>::kRows;  // rows of dW that a tile computes
+  static constexpr int64_t kRowsOfInputs = 48;       // of dX for which a panel of W is packed
 
-  int64_t stride, x_stride, strips;
-  S *w, *u;
+  int64_t stride, x_stride, strips, strips_at_once;
+  S* u;
   S* grad_h_n;  // (B)
   S* last;      // (B): dz of the step behind the block
-  S* dz;        // a block's
+  S* dz;        // a block's, or two steps'
   S* strip;     // dz in strips of kStrip columns
   S *dw, *du;   // (H, I) and (H, H), padded
   S* db;
   S* panel;  // a thread's: a panel of X or H
+  S* w;      // all panels of W, or a thread's: one
   S* rows;   // a thread's chunk of rows
+  S* chunk;  // the same, of dz where that is kept for all steps
+  int64_t chunk_stride;
   S* words;  // a thread's: rows of dz, as they are multiplied
 
-  BackwardMemory(const LayerBackwardParams<T>& p, const Division& division, int thread, Memory<S>& memory) {
+  BackwardMemory(const LayerBackward<T>& job, int thread, Memory<S>& memory) {
+    const LayerBackwardParams<T>& p = job.p;
     constexpr int kWidth = PanelsOf<S>::kWidth;
     const int64_t I = p.weights.input_size, H = p.weights.hidden_size, B = p.steps.batch;
-    const int64_t rows_of_block = B * division.steps_per_block;
+    const int64_t rows_of_block = B * job.division.steps_per_block, words_of_block = Terms::words(rows_of_block);
+    const bool all = job.part == BackwardPart::kAll;
+    const bool steps = all || job.part == BackwardPart::kSteps, inputs = all || job.part == BackwardPart::kInputs;
+    const bool weights = wants_weights(p) && (all || job.part == BackwardPart::kWeights);
+    const int64_t threads = job.division.threads();
+    const auto of_thread = [&](int64_t size) { return memory.take(size * threads) + size * thread; };
     stride = padded_stride<S>(H);
     x_stride = padded_stride<S>(I > H ? I : H);
     strips = (H + kStrip - 1) / kStrip;
-    w = memory.take(p.grad_input.data ? panels_size<S>(I, Terms::words(H)) : 0);
-    u = memory.take(panels_size<S>(H, Terms::words(H)));
-    grad_h_n = memory.take(B * stride);
-    last = memory.take(B * stride);
-    dz = memory.take(rows_of_block * stride + kWidth);  // read in whole vectors, whatever their place
-    strip = memory.take(wants_weights(p) ? strips * kStrip * Terms::words(rows_of_block) + kWidth : 0);
-    const bool sums = sizeof(T) != sizeof(S) && p.steps.steps > division.steps_per_block;
+    // Strips that are there at a time: all, but where they would take more than dz itself does.
+    strips_at_once = all ? strips : (strips + kExpansion<T, Terms> - 1) / kExpansion<T, Terms>;
+    u = memory.take(steps ? panels_size<S>(H, Terms::words(H)) : 0);
+    grad_h_n = memory.take(steps ? B * stride : 0);
+    last = memory.take(steps ? B * stride : 0);
+    // Read in whole vectors, whatever their place.
+    dz = memory.take(all ? rows_of_block * stride + kWidth : steps ? 2 * B * stride : 0);
+    strip = memory.take(weights ? strips_at_once * kStrip * words_of_block + kWidth : 0);
+    const bool sums = all && sizeof(T) != sizeof(S) && p.steps.steps > job.division.steps_per_block;
     dw = memory.take(p.grad_weight_ih && sums ? H * padded<S>(I) : 0);
     du = memory.take(p.grad_weight_hh && sums ? H * padded<S>(H) : 0);
     db = memory.take(p.grad_bias ? panel_count<S>(H) * kWidth : 0);
-    panel = memory.take(division.threads() * Terms::words(rows_of_block) * kWidth) +
-            thread * Terms::words(rows_of_block) * kWidth;
-    rows = memory.take(division.threads() * kChunkRows * x_stride) + thread * kChunkRows * x_stride;
-    const int64_t most_words = Terms::operand_size(kChunkRows > B ? kChunkRows : B, H);
-    words = memory.take(most_words * division.threads()) + most_words * thread;
+    panel = of_thread(weights ? words_of_block * kWidth : 0);
+    w = inputs && p.grad_input.data
+            ? all ? memory.take(panels_size<S>(I, Terms::words(H))) : of_thread(kWidth * Terms::words(H))
+            : nullptr;
+    if (job.part == BackwardPart::kWeights) {
+      chunk_stride = kWidth;
+      chunk = of_thread(kChunkRows * chunk_stride);
+      return;
+    }
+    const int64_t most_rows = steps ? kChunkRows : smaller(kRowsOfInputs, (rows_of_block + threads - 1) / threads);
+    rows = of_thread(most_rows * x_stride);
+    words = of_thread(Terms::operand_size(steps && B > kChunkRows ? B : most_rows, H));
+    chunk_stride = stride;
+    const bool as_words = Terms::operand_size(1, 1) > 0;  // so that dX may take its place
+    chunk = steps || as_words ? rows : of_thread(most_rows * chunk_stride);
   }
 
   static bool wants_weights(const LayerBackwardParams<T>& p) { return p.grad_weight_ih || p.grad_weight_hh; }
@@ -136,14 +163,17 @@ class LayerBackwardPass {
   using S = acc_t<T>;
   using Vec = typename PanelsOf<S>::Vec;
   static constexpr int kLanes = PanelsOf<S>::kLanes, kWidth = PanelsOf<S>::kWidth, kStrip = PanelsOf<S>::kRows;
+  static constexpr int64_t kWeightsRun = 256;  // terms of dW that are summed in registers
 
  public:
   LayerBackwardPass(const LayerBackward<T>& job, const Worker& worker, Memory<S>& memory)
       : p_(job.p),
         division_(job.division),
+        part_(job.part),
+        kept_dz_(job.dz),
         worker_(worker),
         member_(worker.thread % division_.members),
-        m_(p_, division_, worker.thread, memory),
+        m_(job, worker.thread, memory),
         whole_{p_.steps, p_.reverse, 0, p_.steps.batch},
         walk_{
             p_.steps, p_.reverse, division_.rows[worker.thread / division_.members],
@@ -151,8 +181,14 @@ class LayerBackwardPass {
         own_(H_, member_, division_.members) {}
 
   void run() {
+    if (part_ == BackwardPart::kWeights) return grad_all_weights();
+    if (part_ == BackwardPart::kInputs) return grad_all_inputs();
     prepare();
     worker_.all->wait(worker_.thread);
+    if (part_ == BackwardPart::kSteps) {
+      walk_back(0, p_.steps.steps);
+      return;
+    }
     for (int64_t end = p_.steps.steps; end > 0; end -= division_.steps_per_block) {
       const int64_t first = end > division_.steps_per_block ? end - division_.steps_per_block : 0;
       const int64_t rows = walk_back(first, end);
@@ -161,19 +197,79 @@ class LayerBackwardPass {
       grad_inputs(first, end);
       grad_bias(first, end, rows);
       worker_.all->wait(worker_.thread);
-      grad_weights(first, end, rows);
+      grad_weights(first, end, rows, {0, m_.strips});
       worker_.all->wait(worker_.thread);
     }
   }
 
  private:
+  void grad_all_weights() {
+    const int64_t steps = p_.steps.steps, rows = rows_of(0, steps);
+    grad_bias_of_kept(rows);
+    for (int64_t begin = 0, end; m_.wants_weights(p_) && begin < m_.strips; begin = end) {
+      end = smaller(begin + m_.strips_at_once, m_.strips);
+      const Share share = share_of(end - begin, worker_.thread, threads_);
+      for (int64_t i = share.begin; i < share.end; ++i) {
+        S* const strip = m_.strip + i * kStrip * Terms::words(rows);
+        load_dz(0, rows, (begin + i) * kStrip, kStrip, kChunkRows, [&](int64_t row, int64_t n, int64_t, int64_t) {
+          Terms::pack_strip(m_.chunk, m_.chunk_stride, n, strip + Terms::words(row) * kStrip);
+        });
+      }
+      worker_.all->wait(worker_.thread);
+      grad_weights(0, steps, rows, {begin, end});
+      worker_.all->wait(worker_.thread);
+    }
+  }
+
+  // dX, perhaps in place of dz.
+  void grad_all_inputs() {
+    const Matrix<T>& W = p_.weights.weight_ih;
+    const Share share = share_of(rows_of(0, p_.steps.steps), worker_.thread, threads_);
+    load_dz(share.begin, share.end, 0, H_, m_.kRowsOfInputs, [&](int64_t, int64_t n, int64_t s, int64_t b) {
+      int64_t words_stride;
+      const S* words = Terms::operand(m_.chunk, m_.chunk_stride, n, H_, m_.words, &words_stride);
+      for (int64_t col = 0; col < I_; col += kWidth) {
+        Terms::pack(W.data + col * W.col_stride, W.row_stride, W.col_stride, H_, I_ - col, 0, 1, m_.w);
+        panel_product<Terms, S>(
+            {words, words_stride, m_.w, Terms::words(H_), nullptr, 0, m_.rows + col, m_.x_stride, padded<S>(I_ - col)},
+            n, 0, 1, Parts::kOne);
+      }
+      store_grad_inputs(n, s, b);
+    });
+  }
+
+  int64_t rows_of(int64_t first, int64_t end) const {
+    int64_t rows = 0;
+    for (int64_t s = first; s < end; ++s) rows += whole_.count(s);
+    return rows;
+  }
+
+  // The columns from `col` on, of which `cols` are wanted, of these of all rows of dz, a chunk at a time:
+  // f(the first row, how many, its step and row of the batch).
+  template <typename F>
+  void load_dz(int64_t begin, int64_t end, int64_t col, int64_t cols, int64_t most_rows, const F& f) {
+    const int64_t size = H_ - col, padded_size = padded<S>(smaller(size, cols));
+    int64_t s = 0, b = begin;
+    while (s < p_.steps.steps && b >= whole_.count(s)) b -= whole_.count(s++);
+    for (int64_t row = begin, n; row < end; row += n) {
+      n = smaller(most_rows, end - row);
+      const int64_t first_step = s, first_row = b;
+      for (int64_t i = 0; i < n; ++i) {
+        while (b == whole_.count(s)) ++s, b = 0;
+        const T* const from = kept_dz_.at(p_.steps, whole_.time(s), b++) + col;
+        load_row(from, 1, size, 0, padded_size, m_.chunk + i * m_.chunk_stride);
+      }
+      f(row, n, first_step, first_row);
+    }
+  }
+
   // This worker's part of the packed weights, and grad_h_n.
   void prepare() {
     const Matrix<T>& W = p_.weights.weight_ih;
     const Matrix<T>& U = p_.weights.weight_hh;
     const Columns<S> hidden(H_, worker_.thread, threads_), input(I_, worker_.thread, threads_);
     Terms::pack(U.data, U.row_stride, U.col_stride, H_, H_, hidden.first_panel, hidden.last_panel, m_.u);
-    if (m_.w && p_.grad_input.data) {
+    if (m_.w) {
       Terms::pack(W.data, W.row_stride, W.col_stride, H_, I_, input.first_panel, input.last_panel, m_.w);
     }
     load_matrix(p_.grad_h_n, p_.steps, walk_.first_row, walk_.rows, H_, own_.begin, own_.end,
@@ -182,12 +278,16 @@ class LayerBackwardPass {
 
   // dz of the steps from `end` back to `first`. Returns how many rows they have in all.
   int64_t walk_back(int64_t first, int64_t end) {
-    int64_t rows_of_block = 0;
-    for (int64_t s = first; s < end; ++s) rows_of_block += whole_.count(s);
+    const bool keep = part_ == BackwardPart::kSteps;
+    const int64_t rows_of_block = rows_of(first, end);
     const S* behind = m_.last + walk_.first_row * m_.stride;
     S* dz = m_.dz + rows_of_block * m_.stride;
     for (int64_t s = end - 1; s >= first; --s) {
-      dz -= whole_.count(s) * m_.stride;
+      if (keep) {
+        dz = m_.dz + s % 2 * p_.steps.batch * m_.stride;
+      } else {
+        dz -= whole_.count(s) * m_.stride;
+      }
       S* const own_rows = dz + walk_.first_row * m_.stride;
       const int64_t rows = walk_.count(s), going_on = walk_.going_on(s + 1);
       const S* const grad_h_n = m_.grad_h_n + walk_.first_row * m_.stride;
@@ -196,6 +296,10 @@ class LayerBackwardPass {
         copy_row(grad_h_n + b * m_.stride, own_.begin, own_.end, own_rows + b * m_.stride);
       }
       grad_z_step(p_, walk_, s, own_.begin, own_.end, own_rows, m_.stride);
+      for (int64_t b = 0; keep && b < rows; ++b) {
+        store_row(own_rows + b * m_.stride, H_, own_.begin, own_.end,
+                  kept_dz_.at(p_.steps, whole_.time(s), walk_.first_row + b));
+      }
       worker_.group->wait(member_);
       grad_of_first_states(s, own_rows);
       behind = own_rows;
@@ -240,9 +344,7 @@ class LayerBackwardPass {
   // dX: a thread's part of the block's rows.
   void grad_inputs(int64_t first, int64_t end) {
     if (!p_.grad_input.data) return;
-    int64_t rows = 0;
-    for (int64_t s = first; s < end; ++s) rows += whole_.count(s);
-    const Share share = share_of(rows, worker_.thread, threads_);
+    const Share share = share_of(rows_of(first, end), worker_.thread, threads_);
     int64_t s = first, b = share.begin;
     while (s < end && b >= whole_.count(s)) b -= whole_.count(s++);
     for (int64_t row = share.begin, n; row < share.end; row += n) {
@@ -252,10 +354,15 @@ class LayerBackwardPass {
       panel_product<Terms, S>(
           {words, words_stride, m_.w, Terms::words(H_), nullptr, 0, m_.rows, m_.x_stride, padded<S>(I_)}, n, 0,
           panel_count<S>(I_), Parts::kOne);
-      for (int64_t i = 0; i < n; ++i) {
-        while (b == whole_.count(s)) ++s, b = 0;
-        store_row(m_.rows + i * m_.x_stride, I_, 0, padded<S>(I_), p_.grad_input.at(p_.steps, whole_.time(s), b++));
-      }
+      store_grad_inputs(n, s, b);
+    }
+  }
+
+  // m_.rows, which are the n from (s, b) on; moves (s, b) behind them.
+  void store_grad_inputs(int64_t n, int64_t& s, int64_t& b) const {
+    for (int64_t i = 0; i < n; ++i) {
+      while (b == whole_.count(s)) ++s, b = 0;
+      store_row(m_.rows + i * m_.x_stride, I_, 0, padded<S>(I_), p_.grad_input.at(p_.steps, whole_.time(s), b++));
     }
   }
 
@@ -263,19 +370,32 @@ class LayerBackwardPass {
     if (!p_.grad_bias) return;
     const Share share = share_of(padded<S>(H_) / kLanes, worker_.thread, threads_);
     for (int64_t v = share.begin; v < share.end; ++v) {
-      const S* dz = m_.dz + v * kLanes;
-      typename Vec::V sums[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
-      int64_t r = 0;
-      for (; r + 4 <= rows; r += 4) {
-        UNROLL for (int i = 0; i < 4; ++i) sums[i] += Vec::load(dz + (r + i) * m_.stride);
-      }
-      for (; r < rows; ++r) sums[0] += Vec::load(dz + r * m_.stride);
-      S* const db = m_.db + v * kLanes;
-      typename Vec::V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-      if (end < p_.steps.steps) sum += Vec::load(db);
-      Vec::store(db, sum);
+      add_up(m_.dz + v * kLanes, m_.stride, rows, end == p_.steps.steps, m_.db + v * kLanes);
       if (first == 0) store_row(m_.db, H_, v * kLanes, (v + 1) * kLanes, p_.grad_bias);
     }
+  }
+
+  void grad_bias_of_kept(int64_t rows) {
+    if (!p_.grad_bias) return;
+    const Share share = share_of(padded<S>(H_) / kLanes, worker_.thread, threads_);
+    for (int64_t v = share.begin; v < share.end; ++v) {
+      load_dz(0, rows, v * kLanes, kLanes, kChunkRows, [&](int64_t row, int64_t n, int64_t, int64_t) {
+        add_up(m_.chunk, m_.chunk_stride, n, row == 0, m_.db + v * kLanes);
+      });
+      store_row(m_.db, H_, v * kLanes, (v + 1) * kLanes, p_.grad_bias);
+    }
+  }
+
+  // One vector's sums over so many rows.
+  static void add_up(const S* dz, int64_t stride, int64_t rows, bool first, S* db) {
+    typename Vec::V sums[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+      UNROLL for (int i = 0; i < 4; ++i) sums[i] += Vec::load(dz + (r + i) * stride);
+    }
+    for (; r < rows; ++r) sums[0] += Vec::load(dz + r * stride);
+    const typename Vec::V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    Vec::store(db, first ? sum : Vec::load(db) + sum);
   }
 
   // The block's rows of X, or of H one step before, from a column on of which there are n: in a panel.
@@ -288,8 +408,10 @@ class LayerBackwardPass {
     writer.finish();
   }
 
-  // The terms of dW and dU: a thread's part of their tiles, which are strips of panels of one or two vectors.
-  void grad_weights(int64_t first, int64_t end, int64_t rows) {
+  // The terms of dW and dU from these strips: a thread's part of their tiles, which are strips of panels of one or two
+  // vectors.
+  void grad_weights(int64_t first, int64_t end, int64_t rows, const Share& of_dz) {
+    const int64_t count = of_dz.end - of_dz.begin;
     const int64_t of_input = p_.grad_weight_ih ? panel_count<S>(I_) : 0;
     const int64_t panels = of_input + (p_.grad_weight_hh ? panel_count<S>(H_) : 0);
     const auto vectors_of = [&](int64_t i) {
@@ -297,39 +419,40 @@ class LayerBackwardPass {
     };
     int64_t vectors_of_all = 0;
     for (int64_t i = 0; i < panels; ++i) vectors_of_all += vectors_of(i);
-    const Share share = share_of(vectors_of_all * m_.strips, worker_.thread, threads_);
+    const Share share = share_of(vectors_of_all * count, worker_.thread, threads_);
     int64_t before = 0;
     for (int64_t i = 0; i < panels; ++i) {
       const int vectors = vectors_of(i);
       const auto strip_at = [&](int64_t place) {
-        return place <= before ? 0 : smaller((place - before + vectors - 1) / vectors, m_.strips);
+        return place <= before ? 0 : smaller((place - before + vectors - 1) / vectors, count);
       };
       const Share strips = {strip_at(share.begin), strip_at(share.end)};
-      before += vectors * m_.strips;
+      before += vectors * count;
       if (strips.begin == strips.end) continue;
       if (i < of_input) {
         const int64_t col = i * kWidth;
         load_panel(first, end, I_ - col, vectors, p_.input.col_stride, [&](int64_t s, int64_t b) {
           return p_.input.at(p_.steps, whole_.time(s), b) + col * p_.input.col_stride;
         });
-        weights_panel(m_.dw, p_.grad_weight_ih, I_, col, vectors, strips, first, end, rows);
+        weights_panel(m_.dw, p_.grad_weight_ih, I_, col, vectors, of_dz.begin, strips, first, end, rows);
       } else {
         const int64_t col = (i - of_input) * kWidth;
         load_panel(first, end, H_ - col, vectors, 1, [&](int64_t s, int64_t b) -> const T* {
           if (b < whole_.going_on(s)) return p_.output.at(p_.steps, whole_.time(s - 1), b) + col;
           return p_.hx.data ? p_.hx.data + p_.steps.place(b) * p_.hx.row_stride + col : nullptr;
         });
-        weights_panel(m_.du, p_.grad_weight_hh, H_, col, vectors, strips, first, end, rows);
+        weights_panel(m_.du, p_.grad_weight_hh, H_, col, vectors, of_dz.begin, strips, first, end, rows);
       }
     }
   }
 
-  void weights_panel(S* sums, T* gradient, int64_t size, int64_t col, int vectors, const Share& strips, int64_t first,
-                     int64_t end, int64_t rows) {
+  // Sums of more terms than a block has are formed run by run.
+  void weights_panel(S* sums, T* gradient, int64_t size, int64_t col, int vectors, int64_t first_strip,
+                     const Share& strips, int64_t first, int64_t end, int64_t rows) {
     const int64_t words = Terms::words(rows);
     for (int64_t i = strips.begin; i < strips.end; ++i) {
-      const int64_t row = i * kStrip;
-      const S* strip = m_.strip + row * words;
+      const int64_t row = (first_strip + i) * kStrip;
+      const S* const strip = m_.strip + i * kStrip * words;
       WeightsTile<T> to = {.sums = sums + row * padded<S>(size) + col,
                            .sums_stride = padded<S>(size),
                            .first = end == p_.steps.steps,
@@ -342,13 +465,30 @@ class LayerBackwardPass {
         to.sums = to.gradient;
         to.sums_stride = size;
       }
-      vectors == 2 ? weights_tile<Terms, 2>(strip, m_.panel, words, to)
-                   : weights_tile<Terms, 1>(strip, m_.panel, words, to);
+      const auto add_terms = [&](int64_t begin, int64_t n) {
+        vectors == 2 ? weights_tile<Terms, 2>(strip + begin * kStrip, m_.panel + begin * kWidth, n, to)
+                     : weights_tile<Terms, 1>(strip + begin * kStrip, m_.panel + begin * kLanes, n, to);
+      };
+      if (part_ == BackwardPart::kAll) {
+        add_terms(0, words);
+        continue;
+      }
+      alignas(64) S tile[kStrip * kWidth];
+      to.sums = tile;
+      to.sums_stride = kWidth;
+      for (int64_t begin = 0, n; begin < words; begin += n) {
+        n = smaller(kWeightsRun, words - begin);
+        to.first = begin == 0;
+        to.last = begin + n == words;
+        add_terms(begin, n);
+      }
     }
   }
 
   const LayerBackwardParams<T>& p_;
   const Division& division_;
+  const BackwardPart part_;
+  const Rows<T> kept_dz_;
   const Worker& worker_;
   const int64_t I_ = p_.weights.input_size, H_ = p_.weights.hidden_size;
   const int threads_ = division_.threads();
@@ -367,6 +507,6 @@ void layer_backward(const LayerBackward<T>& job, const Worker& worker) {
 
 template <typename T, typename Terms>
 constexpr LayerKernels<T> layer_kernels() {
-  return {&memory_of<ForwardMemory<T, Terms>, LayerForwardParams<T>>, &layer_forward<T, Terms>,
-          &memory_of<BackwardMemory<T, Terms>, LayerBackwardParams<T>>, &layer_backward<T, Terms>};
+  return {&memory_of<ForwardMemory<T, Terms>, LayerForward<T>>, &layer_forward<T, Terms>,
+          &memory_of<BackwardMemory<T, Terms>, LayerBackward<T>>, &layer_backward<T, Terms>};
 }

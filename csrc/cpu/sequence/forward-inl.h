@@ -12,6 +12,7 @@ struct ForwardMemory {
   int64_t stride, x_stride;
   bool narrow;
   int64_t h_stride;
+  bool in_turn;  // W and U are packed anew for each block, into the same memory
   S *w, *u, *bias;
   S* begin;     // (B): hx
   S* state[2];  // a group's rows: the last step of the block before; narrow ones: of the step before, and this one
@@ -20,15 +21,20 @@ struct ForwardMemory {
   S* words;     // a thread's: rows of x, or of h, as they are multiplied
 
   // Of one group and thread, whose rows and chunk come after those of the others.
-  ForwardMemory(const LayerForwardParams<T>& p, const Division& division, int thread, Memory<S>& memory) {
+  ForwardMemory(const LayerForward<T>& job, int thread, Memory<S>& memory) {
+    const LayerForwardParams<T>& p = job.p;
+    const Division& division = job.division;
     const int64_t I = p.weights.input_size, H = p.weights.hidden_size, B = p.steps.batch;
     stride = padded_stride<S>(H);
     x_stride = padded_stride<S>(I);
     narrow = H < PanelsOf<S>::kLanes;
     h_stride = narrow ? H : stride;
     const int64_t first_row = division.rows[thread / division.members];
-    w = memory.take(panels_size<S>(H, Terms::words(I)));
-    u = memory.take(panels_size<S>(H, Terms::words(H)));
+    // In 16 bits nn.RNN takes little memory. To pack pairs anew takes too long beside their products.
+    const bool once = division.steps_per_block >= p.steps.steps;
+    in_turn = sizeof(T) < sizeof(S) && (kExpansion<T, Terms> > 1 || once) && weights_are_large<T>(I, H);
+    w = memory.take(panels_size<S>(H, Terms::words(in_turn && H > I ? H : I)));
+    u = in_turn ? w : memory.take(panels_size<S>(H, Terms::words(H)));
     bias = memory.take(panel_count<S>(H) * PanelsOf<S>::kWidth);
     begin = memory.take(B * stride) + first_row * stride;
     for (S*& rows : state) rows = memory.take(B * stride) + first_row * stride;
@@ -134,13 +140,19 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   const int64_t I = p.weights.input_size, H = p.weights.hidden_size, T_ = p.steps.steps;
   const int group = worker.thread / division.members, member = worker.thread % division.members;
   Memory<S> memory(job.memory);
-  const ForwardMemory<T, Terms> m(p, division, worker.thread, memory);
+  const ForwardMemory<T, Terms> m(job, worker.thread, memory);
 
   const Columns<S> packed(H, worker.thread, division.threads());
   const Matrix<T>& W = p.weights.weight_ih;
   const Matrix<T>& U = p.weights.weight_hh;
-  Terms::pack(W.data, W.col_stride, W.row_stride, I, H, packed.first_panel, packed.last_panel, m.w);
-  Terms::pack(U.data, U.col_stride, U.row_stride, H, H, packed.first_panel, packed.last_panel, m.u);
+  const auto pack_w = [&] {
+    Terms::pack(W.data, W.col_stride, W.row_stride, I, H, packed.first_panel, packed.last_panel, m.w);
+  };
+  const auto pack_u = [&] {
+    Terms::pack(U.data, U.col_stride, U.row_stride, H, H, packed.first_panel, packed.last_panel, m.u);
+  };
+  pack_w();
+  if (!m.in_turn) pack_u();
   for (int64_t j = packed.begin; j < packed.end; ++j) {
     m.bias[j] = p.weights.bias_ih && j < H ? static_cast<S>(p.weights.bias_ih[j]) : 0;
     if (p.weights.bias_hh && j < H) m.bias[j] += static_cast<S>(p.weights.bias_hh[j]);
@@ -161,6 +173,11 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   const S* before = m.state[0];
   for (int64_t first = 0; first < T_; first += division.steps_per_block) {
     const int64_t end = smaller(first + division.steps_per_block, T_);
+    if (m.in_turn && first > 0) {
+      worker.all->wait(worker.thread);
+      pack_w();
+      worker.all->wait(worker.thread);
+    }
     S* z = m.z;
     const auto add_inputs = [&](const S* x, int64_t stride, int64_t rows) {
       int64_t words_stride;
@@ -184,7 +201,13 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
       const int64_t rows = load_inputs(p, walk, end, s, b, m.x, m.x_stride);
       add_inputs(m.x, m.x_stride, rows);
     }
-    if (first > 0) worker.group->wait(member);
+    if (m.in_turn) {
+      worker.all->wait(worker.thread);
+      pack_u();
+      worker.all->wait(worker.thread);
+    } else if (first > 0) {
+      worker.group->wait(member);
+    }
     z = m.z;
     for (int64_t s = first; s < end; ++s) {
       const int64_t rows = walk.count(s), going_on = walk.going_on(s), next = walk.count(s + 1);

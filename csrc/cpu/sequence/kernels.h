@@ -24,6 +24,12 @@ struct Worker {
   Team* group;
 };
 
+// Whether their packed copies are large beside what a few steps need.
+template <typename T>
+bool weights_are_large(int64_t input_size, int64_t hidden_size) {
+  return (input_size + hidden_size) * hidden_size * static_cast<int64_t>(sizeof(acc_t<T>)) > 1 << 21;
+}
+
 template <typename T>
 struct LayerForward {
   LayerForwardParams<T> p;
@@ -31,18 +37,24 @@ struct LayerForward {
   acc_t<T>* memory;  // of as many elements as forward_memory says
 };
 
+// What a call of the backward kernel does: everything, block by block of steps; or one after another, for all steps,
+// dz, the gradients of the weights and biases, and those of the inputs.
+enum class BackwardPart { kAll, kSteps, kWeights, kInputs };
+
 template <typename T>
 struct LayerBackward {
   LayerBackwardParams<T> p;
   Division division;
   acc_t<T>* memory;
+  BackwardPart part;
+  Rows<T> dz;  // (H), unit column stride, unless the part is kAll: may be grad_input's rows
 };
 
 template <typename T>
 struct LayerKernels {
-  int64_t (*forward_memory)(const LayerForwardParams<T>& p, const Division& division);
+  int64_t (*forward_memory)(const LayerForward<T>& job);
   void (*forward)(const LayerForward<T>& job, const Worker& worker);
-  int64_t (*backward_memory)(const LayerBackwardParams<T>& p, const Division& division);
+  int64_t (*backward_memory)(const LayerBackward<T>& job);
   void (*backward)(const LayerBackward<T>& job, const Worker& worker);
 };
 

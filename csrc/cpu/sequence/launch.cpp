@@ -24,6 +24,8 @@ constexpr int64_t kSerialWork = 1 << 18, kSerialStep = 1 << 14;
 constexpr int64_t kMostThreads = 64;
 // Rows of a block of steps: enough for the products with X and dZ to run at full speed, few enough for the L2 cache.
 constexpr int64_t kForwardRows = 384, kBackwardRows = 256;
+// Rows of a sequence with large weights up to which its backward pass goes in parts, for the sake of memory.
+constexpr int64_t kRowsInParts = 2048;
 // Bytes of U from which threads had better share its columns than each read all of it.
 constexpr int64_t kSharedBytes = 1 << 20;
 // Rows of a group from which a tile is high enough.
@@ -124,13 +126,13 @@ void rnn_layer_forward(const LayerForwardParams<T>& p) {
   const auto rows = divide_rows(p.steps, threads.groups);
   const int64_t block = std::min(p.steps.steps, std::max<int64_t>(kForwardRows / B, 1));
   LayerForward<T> job = {p, {threads.groups, threads.members, rows.data(), block}, nullptr};
-  const auto memory = allocate<acc_t<T>>(kernels<T>().layer.forward_memory(p, job.division));
+  const auto memory = allocate<acc_t<T>>(kernels<T>().layer.forward_memory(job));
   job.memory = memory.template mutable_data_ptr<acc_t<T>>();
   run(job, kernels<T>().layer.forward);
 }
 
 template <typename T>
-void rnn_layer_backward(const LayerBackwardParams<T>& p) {
+void rnn_layer_backward(LayerBackwardParams<T>& p, const std::function<void()>& take_weights) {
   const int64_t B = p.steps.batch, I = p.weights.input_size, H = p.weights.hidden_size;
   if (p.grad_hx) {
     for (int64_t b = p.steps.steps ? p.steps.count(0) : 0; b < B; ++b) {
@@ -141,6 +143,7 @@ void rnn_layer_backward(const LayerBackwardParams<T>& p) {
     const auto clear = [](T* to, int64_t size) {
       if (to) std::memset(static_cast<void*>(to), 0, size * sizeof(T));
     };
+    take_weights();
     clear(p.grad_weight_ih, H * I);
     clear(p.grad_weight_hh, H * H);
     clear(p.grad_bias, H);
@@ -148,20 +151,39 @@ void rnn_layer_backward(const LayerBackwardParams<T>& p) {
   }
   const Threads threads = choose_threads(p.steps, I, H, sizeof(acc_t<T>));
   const auto rows = divide_rows(p.steps, threads.groups);
-  const int64_t block = std::min(p.steps.steps, std::max<int64_t>(kBackwardRows / B, 1));
-  LayerBackward<T> job = {p, {threads.groups, threads.members, rows.data(), block}, nullptr};
-  const auto memory = allocate<acc_t<T>>(kernels<T>().layer.backward_memory(p, job.division));
-  job.memory = memory.template mutable_data_ptr<acc_t<T>>();
-  run(job, kernels<T>().layer.backward);
+  const bool in_parts = weights_are_large<T>(I, H) && p.steps.steps * B <= kRowsInParts;
+  const int64_t block = in_parts ? p.steps.steps : std::min(p.steps.steps, std::max<int64_t>(kBackwardRows / B, 1));
+  const Division division = {threads.groups, threads.members, rows.data(), block};
+  const auto run_part = [&](BackwardPart part, const Rows<T>& dz) {
+    LayerBackward<T> job = {p, division, nullptr, part, dz};
+    const auto memory = allocate<acc_t<T>>(kernels<T>().layer.backward_memory(job));
+    job.memory = memory.template mutable_data_ptr<acc_t<T>>();
+    run(job, kernels<T>().layer.backward);
+  };
+  if (!in_parts) {
+    take_weights();
+    run_part(BackwardPart::kAll, {});
+    return;
+  }
+  at::TensorBase memory;
+  Rows<T> dz = p.grad_input;  // dX takes dz's place in the end
+  if (!dz.data || I < H) {
+    memory = allocate<T>(p.steps.steps * B * H);
+    dz = {memory.template mutable_data_ptr<T>(), p.steps.begins ? H : B * H, H};
+  }
+  run_part(BackwardPart::kSteps, dz);
+  take_weights();
+  run_part(BackwardPart::kWeights, dz);
+  if (p.grad_input.data) run_part(BackwardPart::kInputs, dz);
 }
 
 template void rnn_layer_forward(const LayerForwardParams<float>&);
 template void rnn_layer_forward(const LayerForwardParams<double>&);
 template void rnn_layer_forward(const LayerForwardParams<c10::BFloat16>&);
 template void rnn_layer_forward(const LayerForwardParams<c10::Half>&);
-template void rnn_layer_backward(const LayerBackwardParams<float>&);
-template void rnn_layer_backward(const LayerBackwardParams<double>&);
-template void rnn_layer_backward(const LayerBackwardParams<c10::BFloat16>&);
-template void rnn_layer_backward(const LayerBackwardParams<c10::Half>&);
+template void rnn_layer_backward(LayerBackwardParams<float>&, const std::function<void()>&);
+template void rnn_layer_backward(LayerBackwardParams<double>&, const std::function<void()>&);
+template void rnn_layer_backward(LayerBackwardParams<c10::BFloat16>&, const std::function<void()>&);
+template void rnn_layer_backward(LayerBackwardParams<c10::Half>&, const std::function<void()>&);
 
 }  // namespace rnn_ext::cpu

@@ -4,6 +4,10 @@
 
 constexpr int64_t kChunkRows = 96;  // of a product with X or dZ: they stay in the L2 cache
 
+// How many times the data's own memory it takes as it is multiplied.
+template <typename T, typename Terms>
+constexpr int64_t kExpansion = Terms::words(2) * sizeof(acc_t<T>) / (2 * sizeof(T));
+
 // From 0 to size in equal shares.
 struct Share {
   int64_t begin, end;
@@ -116,9 +120,9 @@ class Memory {
 };
 
 // The elements that a layout of such a block takes in all.
-template <typename Layout, typename Params>
-int64_t memory_of(const Params& p, const Division& division) {
+template <typename Layout, typename Job>
+int64_t memory_of(const Job& job) {
   Memory<typename Layout::S> memory(nullptr);
-  const Layout counted(p, division, 0, memory);
+  const Layout counted(job, 0, memory);
   return memory.used();
 }
