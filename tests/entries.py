@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.func import functional_call
 
 import rnn_ext
@@ -22,6 +23,23 @@ def through_operator(input, hx, weight_ih, weight_hh, bias_ih=None, bias_hh=None
 
 def through_autograd_function(input, hx, weight_ih, weight_hh, bias_ih=None, bias_hh=None, nonlinearity="tanh"):
     return rnn_ext.RNNCellFunction.apply(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, nonlinearity)
+
+
+# A module of each kind, and the shape of an input: a step of a batch, or a sequence of steps.
+MODULES = {"cell": (rnn_ext.RNNCell, (3, 7)), "sequence": (rnn_ext.RNN, (6, 3, 7))}
+every_module = pytest.mark.parametrize("cls, shape", MODULES.values(), ids=MODULES.keys())
+
+
+def first(output: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+    """The output of a cell or of an RNN."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def values_and_gradients(module: nn.Module, call, *inputs: Tensor) -> list[Tensor]:
+    """Of a call of the module, or of what stands for it: all outputs, and the parameters' gradients."""
+    outputs = call(*inputs)
+    outputs = [outputs] if isinstance(outputs, Tensor) else [*outputs]
+    return [*outputs, *torch.autograd.grad(sum(t.pow(2).sum() for t in outputs), list(module.parameters()))]
 
 
 ENTRIES = {"function": rnn_cell, "module": through_module, "operator": through_operator}

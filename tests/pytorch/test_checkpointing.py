@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from entries import every_entry, through_module
+from entries import every_entry, every_module, first, through_module, values_and_gradients
 from references import eager_cell, seeded, small_arguments
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
@@ -77,6 +77,29 @@ def test_saved_tensor_hooks_see_the_saved_tensors(device):
     assert {tuple(t.shape) for t in packed} >= {(2, 3), (2, 2)}
     gradients = torch.autograd.grad(output.sum(), args)
     torch.testing.assert_close(gradients, torch.autograd.grad(eager_cell(*args).sum(), args))
+
+
+@every_module
+def test_saved_tensors_may_be_kept_elsewhere(cls, shape, device):
+    module, x = cls(7, 5, device=device), torch.randn(shape, device=device)
+    expected = values_and_gradients(module, module, x)
+
+    def call(x):
+        with save_on_cpu(), torch.autograd.graph.saved_tensors_hooks(lambda t: t.clone(), lambda t: t):
+            return module(x)
+
+    torch.testing.assert_close(values_and_gradients(module, call, x), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@every_module
+def test_anomaly_mode_names_the_node_whose_gradient_is_nan(cls, shape, device):
+    module, x = cls(7, 5, device=device), torch.randn(shape, device=device)
+    expected = values_and_gradients(module, module, x)
+    with torch.autograd.detect_anomaly():
+        torch.testing.assert_close(values_and_gradients(module, module, x), expected)
+        with pytest.raises(RuntimeError, match=r"RNN(Cell|Layer)Backward.* returned nan"):
+            first(module(x * torch.nan)).sum().backward()
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

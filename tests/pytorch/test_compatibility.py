@@ -29,7 +29,8 @@ CELL = {
             "the_compiled_function_gives_eager_results_without_graph_breaks",
             "compiled_cells_give_eager_results_without_graph_breaks",
             "compiled_graphs_contain_the_fused_operators_both_ways",
-            "a_compiled_cell_with_a_dynamic_batch_is_compiled_once",
+            "a_compiled_module_with_dynamic_sizes_is_compiled_once",
+            "compiled_autograd_gives_eager_gradients",
         ]
     },
     "`torch.export`": {
@@ -37,7 +38,7 @@ CELL = {
             "an_exported_cell_is_the_operator_and_takes_any_batch",
             "an_exported_cell_is_saved_loaded_and_trained",
             "an_exported_cell_is_transformed_as_the_cell",
-            "an_exported_cell_is_compiled_ahead_of_time_by_aotinductor",
+            "an_exported_network_is_compiled_ahead_of_time_by_aotinductor",
             "a_cell_exported_to_onnx_gives_eager_results_for_any_batch",
         ]
     },
@@ -138,19 +139,50 @@ SEQUENCES = {
         "pytorch/test_common_modules.py": ["forward_equals_the_samples_reference_and_torch_nn"],
     },
     "rows of different lengths": {
-        "sequence/test_rnn.py": ["lengths_do_what_packing_and_padding_do", "padding_may_be_nan"],
+        "sequence/test_rnn.py": ["lengths_do_what_packing_and_padding_do", "padding_may_be_nan_or_infinite"],
         "sequence/test_rnn_errors.py": ["wrong_lengths_are_value_errors_with_the_numbers"],
+    },
+    "nested tensors": {
+        "sequence/test_rnn.py": [
+            "nested_input_gives_what_lengths_give",
+            "nested_input_is_neither_copied_nor_padded",
+            "nested_input_of_few_or_equal_rows",
+        ],
+        "sequence/test_layer.py": ["a_flat_layer_equals_a_loop_of_cells", "a_nested_layer_is_a_jagged_one"],
+        "sequence/test_layer_derivatives.py": ["derivatives_of_a_flat_layer_match_finite_differences"],
+        "sequence/test_rnn_errors.py": ["wrong_nested_inputs_are_value_errors_with_the_numbers"],
     },
     "`torch.compile`": {
         "sequence/test_compiled_rnn.py": [
             "a_compiled_rnn_gives_eager_results_in_one_graph",
             "a_compiled_rnn_takes_lengths_in_one_graph",
-            "a_compiled_rnn_takes_packed_input_with_graph_breaks_at_worst",
+            "a_compiled_rnn_takes_packed_input_in_one_graph",
+            "a_compiled_rnn_takes_nested_input_in_one_graph",
+            "a_compiled_rnn_through_inductor_gives_eager_results",
             "the_graph_still_breaks_at_nn_rnn_in_compiled_code",
+        ],
+        "pytorch/test_compile.py": [
+            "a_compiled_module_with_dynamic_sizes_is_compiled_once",
+            "the_graph_of_a_compiled_rnn_does_not_grow_with_the_steps",
+            "compiled_autograd_gives_eager_gradients",
+        ],
+    },
+    "`torch.export`": {
+        "pytorch/test_export.py": [
+            "an_exported_rnn_is_the_operator_and_takes_any_length_and_batch",
+            "an_exported_network_is_compiled_ahead_of_time_by_aotinductor",
+            "a_network_exported_to_onnx_holds_onnxs_rnn_and_takes_any_steps_and_batch",
+            "an_rnn_exported_to_onnx_gives_eager_results",
         ]
     },
-    "`torch.export`": {"pytorch/test_export.py": ["an_exported_rnn_is_the_operator_and_takes_any_length_and_batch"]},
-    "operators": {"pytorch/test_operators.py": ["the_layers_operators_are_registered_soundly"]},
+    "operators": {
+        "pytorch/test_operators.py": [
+            "the_layers_operator_is_registered_soundly",
+            "the_layers_backward_operator_is_registered_soundly",
+            "the_layer_on_fake_tensors_predicts_shapes_and_strides",
+        ],
+        "pytorch/test_export.py": ["make_fx_traces_the_layers_operators_both_ways"],
+    },
     "derivatives": {
         "sequence/test_layer_derivatives.py": [
             "first_derivatives_match_finite_differences",
@@ -158,23 +190,41 @@ SEQUENCES = {
             "third_derivatives_equal_those_of_a_loop_of_cells",
         ]
     },
-    "`torch.func`": {"sequence/test_rnn_modules.py": ["vmap_grad_and_jvp_give_what_a_loop_gives"]},
-    "autocast": {"sequence/test_rnn_modules.py": ["autocast_gives_nn_rnns_dtypes_and_casts_weights_once"]},
+    "`torch.func`": {
+        "sequence/test_rnn_modules.py": ["vmap_grad_and_jvp_give_what_a_loop_gives"],
+        "pytorch/test_func.py": [
+            "function_transforms_of_a_layer_equal_those_of_a_loop",
+            "an_ensemble_equals_its_members_one_by_one",
+        ],
+    },
+    "autocast": {
+        "sequence/test_rnn_modules.py": [
+            "autocast_gives_nn_rnns_dtypes_and_casts_weights_once",
+            "autocast_reaches_every_kind_of_input",
+        ]
+    },
     "modules": {
         "sequence/test_rnn_modules.py": [
             "state_dicts_load_both_ways",
             "a_copy_is_an_independent_rnn_with_the_same_output",
             "an_old_pickle_loads",
             "hooks_see_and_change_what_nn_rnns_do",
+            "to_and_to_empty_move_every_parameter",
             "weights_may_be_tied_between_layers_and_directions",
             "normed_and_pruned_weights_train_as_in_nn_rnn",
-        ]
+        ],
+        "pytorch/test_modules.py": [
+            "a_module_loads_with_weights_only",
+            "shared_memory_is_seen_by_other_processes",
+            "swapped_tensors_are_used_by_the_next_call",
+        ],
     },
     "conversion": {
         "pytorch/test_conversion.py": [
             "conversion_reaches_every_cell_and_rnn_and_nothing_else",
             "conversion_keeps_the_parametrizations_of_an_rnn",
             "the_inverse_of_an_rnn_is_nn_rnn",
+            "dynamic_quantization_works_after_the_inverse",
         ]
     },
     "checkpointing": {
@@ -183,6 +233,31 @@ SEQUENCES = {
             "an_in_place_change_of_what_is_saved_is_caught",
             "a_retained_graph_gives_the_same_gradients_again",
         ],
+        "pytorch/test_checkpointing.py": [
+            "saved_tensors_may_be_kept_elsewhere",
+            "anomaly_mode_names_the_node_whose_gradient_is_nan",
+        ],
+    },
+    "DDP": {
+        "pytorch/test_distributed.py": [
+            "ddp_gradients_equal_one_processs",
+            "fsdp_gradients_equal_one_processs_and_come_from_the_operators",
+            "dtensors_with_a_sharded_batch_go_through_the_operators",
+        ]
+    },
+    "profiler": {
+        "pytorch/test_tools.py": [
+            "profiler_ranges_of_a_compiled_module_carry_the_operators_names",
+            "the_flop_counter_counts_what_it_does_for_nn_rnn",
+        ],
+        "sequence/test_rnn_modules.py": ["the_eager_call_runs_the_operator_and_no_product_of_atens"],
+        "pytorch/test_operators.py": ["deterministic_mode_changes_nothing"],
+    },
+    "threads": {
+        "pytorch/test_threads_and_forks.py": [
+            "eight_threads_at_once_each_get_their_own_results",
+            "the_forked_workers_of_a_data_loader_work_after_use_in_the_parent",
+        ]
     },
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._inductor.lowering
-from entries import through_autograd_function
+from entries import every_module, first, through_autograd_function, values_and_gradients
 from functorch.compile import make_boxed_func
 from references import NONLINEARITIES, eager_cell, output_and_gradients, random_arguments, seeded
 from torch import Tensor, nn
@@ -149,17 +149,43 @@ def test_a_compiled_cell_is_compiled_again_for_the_second_batch_size_and_no_furt
     assert counter.frame_count == 2
 
 
-def test_a_compiled_cell_with_a_dynamic_batch_is_compiled_once(device):
+@every_module
+def test_a_compiled_module_with_dynamic_sizes_is_compiled_once(cls, shape, device):
     """Forward and backward: the sizes that AOTAutograd's graphs assume count too."""
-    cell = rnn_ext.RNNCell(7, 5, device=device)
+    module = cls(7, 5, device=device)
     counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(cell, fullgraph=True, dynamic=True, backend=counter)
-    for batch in (2, 3, 17):
-        x = torch.randn(batch, 7, device=device)
-        torch.testing.assert_close(
-            output_and_parameter_gradients(cell, compiled, x), output_and_parameter_gradients(cell, cell, x)
-        )
-    assert counter.frame_count == 1
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for steps, batch in ((6, 2), (9, 3), (2, 17)):
+        x = torch.randn(*(steps, batch)[3 - len(shape) :], 7, device=device)
+        torch.testing.assert_close(values_and_gradients(module, compiled, x), values_and_gradients(module, module, x))
+        counts.append(counter.frame_count)
+    assert counts == counts[:1] * 3
+
+
+def test_the_graph_of_a_compiled_rnn_does_not_grow_with_the_steps():
+    """Nor does the time to compile it, as that of nn.RNN does, which Dynamo unrolls."""
+    nodes = []
+    for steps in (5, 500):
+        torch._dynamo.reset()
+        counter = CompileCounterWithBackend("aot_eager")
+        torch.compile(rnn_ext.RNN(7, 5), fullgraph=True, backend=counter)(torch.randn(steps, 3, 7))
+        nodes.append([node.name for graph in counter.graphs for node in graph.graph.nodes])
+    assert nodes[0] == nodes[1]
+
+
+@every_module
+def test_compiled_autograd_gives_eager_gradients(cls, shape, device):
+    """A compiled module's backward pass is one graph; an eager one's has a break at the node, which is in C++."""
+    module, x = cls(7, 5, device=device), torch.randn(shape, device=device)
+    expected = list(torch.autograd.grad(first(module(x)).pow(2).sum(), list(module.parameters())))
+    for call, graphs in ((module, 2), (torch.compile(module, fullgraph=True, backend="aot_eager"), 1)):
+        module.zero_grad()
+        counter = CompileCounter()
+        with torch._dynamo.compiled_autograd._enable(torch.compile(backend=counter)):
+            first(call(x)).pow(2).sum().backward()
+        assert counter.frame_count == graphs
+        torch.testing.assert_close([p.grad for p in module.parameters()], expected)
 
 
 def test_compiled_functorch_transforms_equal_eager(device):

@@ -78,15 +78,38 @@ def test_an_exported_rnn_is_the_operator_and_takes_any_length_and_batch():
         torch.testing.assert_close(exported.module()(x), rnn(x))
 
 
+class Network(nn.Module):
+    """A cell above two layers of both directions."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        super().__init__()
+        self.rnn = rnn_ext.RNN(7, 4, 2, bidirectional=True, device=device)
+        self.cell = rnn_ext.RNNCell(8, 5, device=device)
+
+    def forward(self, x: Tensor, lengths: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
+        output, h_n = self.rnn(x, lengths=lengths)
+        return self.cell(output[0], hx), h_n
+
+
+def of_network(steps: int, batch: int, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    lengths = torch.arange(batch) % (steps + 1)
+    return torch.randn(steps, batch, 7, device=device), lengths, torch.randn(batch, 5, device=device)
+
+
+NETWORK_SHAPES = ({0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}, *[{0: torch.export.Dim.DYNAMIC}] * 2)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_an_exported_cell_is_compiled_ahead_of_time_by_aotinductor(device, tmp_path):
-    cell, program = exported_cell(device)
-    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "cell.pt2"))
+def test_an_exported_network_is_compiled_ahead_of_time_by_aotinductor(device, tmp_path):
+    """For any number of steps and any batch."""
+    network = Network(device)
+    program = torch.export.export(network, of_network(6, 4, device), dynamic_shapes=NETWORK_SHAPES)
+    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "network.pt2"))
     loaded = torch._inductor.aoti_load_package(package)
-    for batch in (1, 3, 8):
-        x, hx = torch.randn(batch, 7, device=device), torch.randn(batch, 5, device=device)
-        torch.testing.assert_close(loaded(x, hx), cell(x, hx))
+    for sizes in ((6, 4), (9, 2), (2, 8)):
+        inputs = of_network(*sizes, device)
+        torch.testing.assert_close(loaded(*inputs), network(*inputs))
 
 
 # Consumers that know ATen alone
@@ -150,6 +173,43 @@ def test_a_cell_exported_to_onnx_gives_eager_results_for_any_batch(dynamo, hx, t
         torch.testing.assert_close(torch.from_numpy(output), cell(*inputs).detach())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_exported_to_onnx_holds_onnxs_rnn_and_takes_any_steps_and_batch(tmp_path):
+    """With lengths, of which some are 0; ATen's operators would be some for each step of one T."""
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    network, file = Network().eval(), tmp_path / "network.onnx"
+    exported = torch.onnx.export(
+        network, of_network(6, 4), dynamo=True, dynamic_shapes=NETWORK_SHAPES, input_names=["x", "lengths", "hx"]
+    )
+    assert [node.op_type for node in exported.model.graph].count("RNN") == 4
+    exported.save(file)
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    for sizes in ((6, 4), (9, 2), (2, 8)):
+        inputs = of_network(*sizes)
+        found = session.run(None, {name: t.numpy() for name, t in zip(("x", "lengths", "hx"), inputs, strict=True)})
+        torch.testing.assert_close([torch.from_numpy(t) for t in found], list(network(*inputs)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "options",
+    [{"nonlinearity": "sigmoid", "batch_first": True}, {"nonlinearity": "relu", "bias": False}],
+    ids=["sigmoid_batch_first", "relu_no_bias"],
+)
+def test_an_rnn_exported_to_onnx_gives_eager_results(options, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    rnn, x = rnn_ext.RNN(7, 5, **options).eval(), torch.randn(6, 3, 7)
+    hx = torch.randn(1, 6 if rnn.batch_first else 3, 5)
+    torch.onnx.export(rnn, (x, hx), tmp_path / "rnn.onnx", dynamo=True, input_names=["x", "hx"])
+    session = onnxruntime.InferenceSession(tmp_path / "rnn.onnx", providers=["CPUExecutionProvider"])
+    found = session.run(None, {"x": x.numpy(), "hx": hx.numpy()})
+    torch.testing.assert_close([torch.from_numpy(t) for t in found], list(rnn(x, hx)))
+
+
 class Model(nn.Module):
     def __init__(self, device: str = "cpu", bias: bool = True, nonlinearity: str = "tanh") -> None:
         super().__init__()
@@ -183,6 +243,20 @@ def test_make_fx_traces_the_operator(mode, device):
     traced = make_fx(lambda *args: rnn_ext.rnn_cell(*args), tracing_mode=mode)(*args)
     assert called(traced) == [rnn_cell_op.default]
     torch.testing.assert_close(traced(*args), rnn_ext.rnn_cell(*args))
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+def test_make_fx_traces_the_layers_operators_both_ways(mode):
+    rnn, x = rnn_ext.RNN(7, 5), torch.randn(6, 3, 7)
+
+    def gradients(x, *parameters):
+        return torch.autograd.grad(rnn_ext.rnn_layer(x, None, *parameters)[0].pow(2).sum(), parameters)
+
+    traced = make_fx(gradients, tracing_mode=mode)(x, *rnn.parameters())
+    targets = called(traced)
+    assert targets.count(torch.ops.rnn_ext.rnn_layer.default) == 1
+    assert targets.count(torch.ops.rnn_ext.rnn_layer_backward.default) == 1
+    torch.testing.assert_close(traced(x, *rnn.parameters()), gradients(x, *rnn.parameters()))
 
 
 # TorchScript

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from entries import ENTRIES, through_autograd_function, through_operator
+from entries import ENTRIES, every_module, first, through_autograd_function, through_operator
 from references import NONLINEARITIES, eager_cell, small_arguments
 from torch import Tensor, nn
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
@@ -85,6 +85,46 @@ def test_function_transforms_equal_eager(cell, transform, detached, device):
     torch.testing.assert_close(transform(cell, args), transform(eager_cell, args))
 
 
+def of_a_row(layer, args):
+    """The row as a batch of one, which is what an unbatched sequence is."""
+    return lambda x, h: layer(x[:, None], h[None], *args[2:])[0]
+
+
+# Of a layer over a sequence, whose batch is the second dimension of its input.
+LAYER_TRANSFORMS = {
+    "vjp": lambda layer, a: vjp(lambda *t: layer(*t)[0], *a)[1](torch.ones_like(layer(*a)[0])),
+    "jvp": lambda layer, a: jvp(layer, tuple(a), tuple(t.cos() for t in a)),
+    "jacrev": lambda layer, a: jacrev(layer, argnums=(0, 1, 2, 3))(*a),
+    "jacfwd": lambda layer, a: jacfwd(layer, argnums=(0, 1, 2, 3))(*a),
+    "hessian": lambda layer, a: hessian(lambda *t: layer(*t)[0].pow(2).sum(), argnums=(0, 3))(*a),
+    "vmap_rows": lambda layer, a: vmap(of_a_row(layer, a), in_dims=(1, 0))(*a[:2]),
+    "vmap_batches": lambda layer, a: vmap(lambda x: layer(x, *a[1:]))(torch.stack([a.input, -a.input])),
+    "vmap_ensemble": lambda layer, a: vmap(layer, in_dims=(None, None, 0, 0, 0, 0))(
+        *a[:2], *(torch.stack([t, -t, 2 * t]) for t in a[2:])
+    ),
+    "per_example_gradients": lambda layer, a: vmap(
+        lambda x, h: grad(lambda w: of_a_row(layer, a._replace(weight_hh=w))(x, h).pow(2).sum())(a.weight_hh),
+        in_dims=(1, 0),
+    )(*a[:2]),
+}
+
+
+@pytest.mark.parametrize("transform", LAYER_TRANSFORMS.values(), ids=LAYER_TRANSFORMS.keys())
+@pytest.mark.parametrize("layer", [rnn_ext.rnn_layer, torch.ops.rnn_ext.rnn_layer], ids=["function", "operator"])
+@pytest.mark.filterwarnings("error:There is a performance drop")
+def test_function_transforms_of_a_layer_equal_those_of_a_loop(layer, transform):
+    def loop(x, h, weight_ih, weight_hh, bias_ih, bias_hh):
+        outputs = []
+        for x_t in x:
+            h = torch.tanh(x_t @ weight_ih.t() + bias_ih + h @ weight_hh.t() + bias_hh)
+            outputs.append(h)
+        return torch.stack(outputs), h
+
+    args = small_arguments().map(Tensor.detach)
+    args = args._replace(input=torch.stack([args.input, args.input.cos(), -args.input]))
+    torch.testing.assert_close(transform(layer, args), transform(loop, args))
+
+
 def test_transforms_of_the_module_equal_nn_rnncell(device):
     """Per-example gradients of a whole module, the usual recipe: vmap of grad of functional_call."""
     theirs = nn.RNNCell(3, 4, device=device, dtype=torch.float64)
@@ -152,22 +192,24 @@ def test_transforms_of_the_backward_operator_equal_its_formula(transform, device
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@every_module
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_an_ensemble_equals_its_members_one_by_one(bias, device):
+def test_an_ensemble_equals_its_members_one_by_one(cls, shape, bias, device):
     """torch.func's recipe for model ensembling, with and without the gradients of every member."""
-    members = [rnn_ext.RNNCell(4, 5, bias, device=device, dtype=torch.float64) for _ in range(3)]
+    members = [cls(7, 5, bias=bias, device=device, dtype=torch.float64) for _ in range(3)]
     parameters, _ = stack_module_state(members)
-    base = rnn_ext.RNNCell(4, 5, bias, device="meta", dtype=torch.float64)
-    x, h = (torch.randn(2, n, dtype=torch.float64).to(device) for n in (4, 5))
+    base = cls(7, 5, bias=bias, device="meta", dtype=torch.float64)
+    x = torch.randn(shape, dtype=torch.float64).to(device)
+    h = torch.randn((1, 3, 5)[3 - len(shape) :], dtype=torch.float64).to(device)
 
     def loss(parameters, x, h):
-        return functional_call(base, parameters, (x, h)).pow(2).sum()
+        return first(functional_call(base, parameters, (x, h))).pow(2).sum()
 
-    outputs = vmap(lambda p: functional_call(base, p, (x, h)))(parameters)
-    torch.testing.assert_close(outputs, torch.stack([cell(x, h) for cell in members]))
+    outputs = vmap(lambda p: first(functional_call(base, p, (x, h))))(parameters)
+    torch.testing.assert_close(outputs, torch.stack([first(member(x, h)) for member in members]))
     gradients = vmap(grad(loss), in_dims=(0, None, None))(parameters, x, h)
-    for i, cell in enumerate(members):
-        expected = torch.autograd.grad(cell(x, h).pow(2).sum(), list(cell.parameters()))
+    for i, member in enumerate(members):
+        expected = torch.autograd.grad(first(member(x, h)).pow(2).sum(), list(member.parameters()))
         torch.testing.assert_close([g[i] for g in gradients.values()], list(expected))
 
 

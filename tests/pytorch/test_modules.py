@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from entries import every_module, first
 from references import NONLINEARITIES, seeded
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -335,15 +336,51 @@ def test_functional_call_uses_the_given_parameters(call):
     torch.testing.assert_close(call(cell, theirs.state_dict(), (x,)), theirs(x))
 
 
-def test_swapped_tensors_are_used_by_the_next_call(device):
+@every_module
+def test_a_module_loads_with_weights_only(cls, shape):
+    """Needs no more than torch.nn's: its class is the only one that must be declared safe."""
+    module, x, file = cls(7, 5), torch.randn(shape), io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    safe = [cls, getattr, torch.nn.Parameter]
+    with torch.serialization.safe_globals(safe):
+        loaded = torch.load(file, weights_only=True)
+    assert torch.equal(first(loaded(x)), first(module(x)))
+
+
+@every_module
+def test_shared_memory_is_seen_by_other_processes(cls, shape):
+    """By a spawned one, which gets the module pickled, and the parameters as they are."""
+    module, x = cls(7, 5).share_memory(), torch.randn(shape)
+    assert all(p.is_shared() for p in module.parameters())
+    expected = module(x)
+    process = torch.multiprocessing.get_context("spawn").Process(target=double, args=(module,))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    doubled = functional_call(cls(7, 5), {name: p / 2 for name, p in module.named_parameters()}, (x,))
+    torch.testing.assert_close(doubled, expected)
+
+
+def double(module: nn.Module) -> None:
+    with torch.no_grad():
+        for p in module.parameters():
+            p.mul_(2)
+
+
+@every_module
+def test_swapped_tensors_are_used_by_the_next_call(cls, shape, device):
     """torch.utils.swap_tensors exchanges what two Parameter objects are, under everyone who holds them."""
-    cell, theirs = rnn_ext.RNNCell(4, 5, device=device), nn.RNNCell(4, 5, device=device)
-    x = torch.randn(3, 4, device=device)
-    expected = theirs(x).detach()
+    cell, theirs = cls(7, 5, device=device), cls.__base__(7, 5, device=device)
+    for module in (cell, theirs):
+        if hasattr(module, "_flat_weight_refs"):
+            module._flat_weight_refs = [None] * 4  # weak ones, which nn.RNN keeps and swap_tensors refuses
+    x = torch.randn(shape, device=device)
+    expected = first(theirs(x)).detach()
     held = list(cell.parameters())
-    for ours, other in zip(cell.parameters(), theirs.parameters(), strict=True):
+    for ours, other in zip(held, list(theirs.parameters()), strict=True):
         torch.utils.swap_tensors(ours, other)
-    output = cell(x)
+    output = first(cell(x))
     torch.testing.assert_close(output, expected)
     output.sum().backward()
     assert all(p.grad is not None and p is q for p, q in zip(held, cell.parameters(), strict=True))

@@ -8,7 +8,7 @@ import re
 
 import pytest
 import torch
-from entries import operators_run
+from entries import every_module, operators_run, values_and_gradients
 from references import (
     ARGUMENTS,
     NONLINEARITIES,
@@ -60,15 +60,54 @@ def test_the_backward_operator_is_registered_soundly(dtype, requires_grad, hx, d
         opcheck(rnn_cell_backward_op, (*leaves, *rest[4:]))
 
 
-@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
-@pytest.mark.parametrize("lengths", [None, [3, 0, 2]], ids=["whole", "lengths"])
-def test_the_layers_operators_are_registered_soundly(hx, lengths):
-    T, B, I, H = 3, 3, 4, 5  # noqa: E741
-    sizes = [(T, B, I), (B, H), (H, I), (H, H), (H,), (H,)]
-    tensors = [torch.randn(size, requires_grad=True) for size in sizes]
+# The shape of a layer's data of six rows, and what says so: lengths and batch_sizes.
+LAYOUTS = {
+    "padded": ((3, 3), None, None),
+    "lengths": ((3, 3), [3, 0, 2], None),
+    "packed": ((6,), None, [3, 2, 1]),
+    "jagged": ((6,), [1, 3, 2], None),
+}
+every_layout = pytest.mark.parametrize("rows, lengths, batch_sizes", LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def layer_arguments(rows, lengths, batch_sizes, hx: bool = True) -> tuple[list, list]:
+    """The layer's tensors and its options, after the nonlinearity."""
+    tensors = [torch.randn(size, requires_grad=True) for size in ((*rows, 4), (3, 5), (5, 4), (5, 5), (5,), (5,))]
     tensors[1] = tensors[1] if hx else None
-    rows = None if lengths is None else torch.tensor(lengths)
-    opcheck(torch.ops.rnn_ext.rnn_layer, (*tensors, "tanh", False, False, rows, None))
+    numbers = [None if n is None else torch.tensor(n) for n in (lengths, batch_sizes)]
+    return tensors, [False, False, *numbers]
+
+
+@pytest.mark.parametrize("hx", [True, False], ids=["hx", "no_hx"])
+@every_layout
+def test_the_layers_operator_is_registered_soundly(rows, lengths, batch_sizes, hx):
+    if batch_sizes is not None and not hx:
+        pytest.skip("only the numbers in batch_sizes say how many rows h_n has, and fake tensors have no numbers")
+    tensors, options = layer_arguments(rows, lengths, batch_sizes, hx)
+    opcheck(torch.ops.rnn_ext.rnn_layer, (*tensors, "tanh", *options))
+
+
+@every_layout
+def test_the_layers_backward_operator_is_registered_soundly(rows, lengths, batch_sizes):
+    """Of flat data, a graph whose sizes are symbols has no second derivative: its formula must know the numbers."""
+    tensors, options = layer_arguments(rows, lengths, batch_sizes)
+    output, h_n = torch.ops.rnn_ext.rnn_layer(*tensors, "tanh", *options)
+    saved = [torch.randn_like(output), torch.randn_like(h_n), output, *tensors[:4]]
+    saved = [t.detach().requires_grad_(len(rows) == 2) for t in saved]
+    for mask in ([True] * 6, [False, True, True, False, False, True]):
+        opcheck(torch.ops.rnn_ext.rnn_layer_backward, (*saved, "tanh", mask, *options))
+
+
+@every_layout
+def test_the_layer_on_fake_tensors_predicts_shapes_and_strides(rows, lengths, batch_sizes):
+    tensors, options = layer_arguments(rows, lengths, batch_sizes)
+    real = torch.ops.rnn_ext.rnn_layer(*tensors, "tanh", *options)
+    mode = FakeTensorMode()
+    fakes = [mode.from_tensor(t) if isinstance(t, Tensor) else t for t in (*tensors, "tanh", *options)]
+    with mode:
+        for call in (torch.ops.rnn_ext.rnn_layer, rnn_ext.functional.run_layer):
+            fake = call(*fakes)
+            assert [(t.shape, t.stride(), t.dtype) for t in fake] == [(t.shape, t.stride(), t.dtype) for t in real]
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (3,)], ids=["unbatched", "one_row", "three_rows"])
@@ -156,6 +195,19 @@ def test_eager_calls_run_the_fused_operators_and_no_other(dtype, nonlinearity, d
         assert not PLAIN_ATEN & set(backward)
     with torch.no_grad():
         assert "rnn_ext::rnn_cell" in operators_run(lambda: cell(x[0], hx[0]))
+
+
+@every_module
+def test_deterministic_mode_changes_nothing(cls, shape, device):
+    module, x = cls(7, 5, device=device), torch.randn(shape, device=device)
+    expected = values_and_gradients(module, module, x)
+    torch.use_deterministic_algorithms(True)
+    try:
+        results = [values_and_gradients(module, module, x) for _ in range(2)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for result in results:
+        assert all(map(torch.equal, result, expected))
 
 
 def test_strided_rows_are_read_in_place(device):

@@ -10,7 +10,8 @@ from threading import Barrier
 
 import pytest
 import torch
-from torch import Tensor
+from entries import every_module, first
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import rnn_ext
@@ -18,15 +19,16 @@ import rnn_ext
 THREADS = 8
 
 
-def output_and_gradients(cell: rnn_ext.RNNCell, x: Tensor) -> list[Tensor]:
-    output = cell(x)
+def output_and_gradients(cell: nn.Module, x: Tensor) -> list[Tensor]:
+    output = first(cell(x))
     return [output.detach(), *torch.autograd.grad(output.sum(), list(cell.parameters()))]
 
 
-def test_eight_threads_at_once_each_get_their_own_results(device):
-    """A shared cell, and in every thread another batch; the backward passes share autograd's threads."""
-    cell = rnn_ext.RNNCell(30, 40, device=device)
-    inputs = [torch.randn(8 + i, 30, device=device) for i in range(THREADS)]
+@every_module
+def test_eight_threads_at_once_each_get_their_own_results(cls, shape, device):
+    """A shared module, and in every thread another batch; the backward passes share autograd's threads."""
+    cell = cls(30, 40, device=device)
+    inputs = [torch.randn(*shape[:-2], 8 + i, 30, device=device) for i in range(THREADS)]
     expected = [output_and_gradients(cell, x) for x in inputs]
     start = Barrier(THREADS)
 
@@ -59,9 +61,9 @@ def test_a_cell_that_is_worth_it_uses_as_many_threads_as_torch_has():
 class Batches(Dataset):
     """What a cell makes of them, computed where an item is asked for."""
 
-    def __init__(self, f) -> None:
-        self.cell = rnn_ext.RNNCell(300, 400)
-        self.x = torch.randn(4, 64, 300)
+    def __init__(self, f, cls: type[nn.Module]) -> None:
+        self.cell = cls(300, 400)
+        self.x = torch.randn(4, *(() if cls is rnn_ext.RNNCell else (3,)), 64, 300)
         self.f = f
 
     def __len__(self) -> int:
@@ -71,12 +73,12 @@ class Batches(Dataset):
         return self.f(self.cell, self.x[i])
 
 
-def output_alone(cell: rnn_ext.RNNCell, x: Tensor) -> list[Tensor]:
-    return [cell(x).detach()]
+def output_alone(cell: nn.Module, x: Tensor) -> list[Tensor]:
+    return [first(cell(x)).detach()]
 
 
-def check_forked_workers(f) -> None:
-    data = Batches(f)
+def check_forked_workers(f, cls: type[nn.Module]) -> None:
+    data = Batches(f, cls)
     expected = list(data)
     loader = DataLoader(data, batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
     for result, wanted in zip(loader, expected, strict=True):
@@ -85,13 +87,14 @@ def check_forked_workers(f) -> None:
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system cannot fork")
 @pytest.mark.parametrize("f", [output_alone, output_and_gradients])
-def test_the_forked_workers_of_a_data_loader_work_after_use_in_the_parent(f):
+@every_module
+def test_the_forked_workers_of_a_data_loader_work_after_use_in_the_parent(cls, shape, f):
     """Work large enough for the parent to have started its threads, none of which a child inherits.
 
     The parent is a new process: in this one another test may have started autograd's threads, and then autograd itself
     refuses to run in a fork.
     """
-    parent = multiprocessing.get_context("spawn").Process(target=check_forked_workers, args=(f,))
+    parent = multiprocessing.get_context("spawn").Process(target=check_forked_workers, args=(f, cls))
     parent.start()
     parent.join(120)
     assert parent.exitcode == 0

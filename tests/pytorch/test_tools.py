@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from entries import every_entry, operators_run
+from entries import every_entry, every_module, first, operators_run
 from references import random_arguments
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,12 +125,14 @@ def test_profiler_ranges_carry_the_operators_names(cell, device):
     assert (names.count("rnn_ext::rnn_cell"), names.count("rnn_ext::rnn_cell_backward")) == (1, 1)
 
 
-def test_profiler_ranges_of_a_compiled_cell_carry_the_operators_names(device):
-    cell = torch.compile(rnn_ext.RNNCell(7, 5, device=device), fullgraph=True, backend="aot_eager")
-    x = torch.randn(3, 7, device=device)
-    cell(x).sum().backward()
-    names = operators_run(lambda: cell(x).sum().backward())
-    assert (names.count("rnn_ext::rnn_cell"), names.count("rnn_ext::rnn_cell_backward")) == (1, 1)
+@every_module
+def test_profiler_ranges_of_a_compiled_module_carry_the_operators_names(cls, shape, device):
+    module = torch.compile(cls(7, 5, device=device), fullgraph=True, backend="aot_eager")
+    x = torch.randn(shape, device=device)
+    first(module(x)).sum().backward()
+    names = operators_run(lambda: first(module(x)).sum().backward())
+    (operator,) = {"rnn_ext::rnn_cell", "rnn_ext::rnn_layer"} & set(names)
+    assert (names.count(operator), names.count(f"{operator}_backward")) == (1, 1)
 
 
 # __torch_function__
@@ -198,6 +201,32 @@ def test_the_flop_counter_leaves_out_what_an_absent_hx_spares(device):
         "rnn_ext.rnn_cell": 2 * 3 * 5 * 7,
         "rnn_ext.rnn_cell_backward": 2 * 3 * 5 * 7 * 2,
     }
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["trained", "frozen"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "bias": False}], ids=["one", "four"])
+@pytest.mark.parametrize("kind", ["padded", "lengths", "packed", "nested"])
+def test_the_flop_counter_counts_what_it_does_for_nn_rnn(kind, options, frozen):
+    """A loop's products. Lengths count whole, since it sees sizes and no numbers."""
+    x = torch.randn(6, 3, 7)
+    rows = [x[:n, row] for row, n in enumerate((6, 4, 1))]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    theirs = x if kind in ("padded", "lengths") else pack_sequence(rows)
+    ours = nested if kind == "nested" else theirs
+    counts = []
+    for cls, data in ((nn.RNN, theirs), (rnn_ext.RNN, ours)):
+        rnn = cls(7, 5, **options).requires_grad_(not frozen)
+        hx = torch.zeros(len(rnn.all_weights), 3, 5, requires_grad=True)
+
+        kwargs = {"lengths": [6, 0, 2]} if kind == "lengths" and cls is rnn_ext.RNN else {}
+
+        def run(rnn=rnn, data=data, hx=hx, kwargs=kwargs):
+            output, _ = rnn(data, hx, **kwargs)
+            values = output if isinstance(output, Tensor) else output.data
+            (values.values() if values.is_nested else values).sum().backward()
+
+        counts.append(sum(flops(run).values()))
+    assert counts[0] == counts[1] > 0
 
 
 def test_the_flop_counter_finds_the_cell_among_a_models_modules(device):

@@ -260,6 +260,24 @@ def test_autocast_gives_nn_rnns_dtypes_and_casts_weights_once():
         torch.testing.assert_close(results[1], results[0], rtol=tolerance, atol=tolerance * T)
 
 
+@pytest.mark.parametrize("kind", ["packed", "lengths", "nested"])
+def test_autocast_reaches_every_kind_of_input(kind):
+    theirs, ours = pair(num_layers=2)
+    lengths = [6, 4, 2, 1]
+    packed = pack_padded_sequence(X, torch.tensor(lengths))
+    rows = torch.nested.nested_tensor([X[:n, row] for row, n in enumerate(lengths)], layout=torch.jagged)
+    args, kwargs = {"packed": ((packed,), {}), "lengths": ((X,), {"lengths": lengths}), "nested": ((rows,), {})}[kind]
+    with torch.autocast("cpu", torch.bfloat16):
+        output, h_n = ours(*args, **kwargs)
+        expected = theirs(packed)
+    data = output.data if kind == "packed" else output.values() if kind == "nested" else output
+    assert data.dtype == expected[0].data.dtype == torch.bfloat16
+    assert h_n.dtype == expected[1].dtype
+    torch.testing.assert_close(h_n, expected[1], rtol=0.05, atol=0.05)
+    gradients = torch.autograd.grad(data.sum() + h_n.sum(), list(ours.parameters()))
+    assert {g.dtype for g in gradients} == {torch.float32}
+
+
 def test_the_eager_call_runs_the_operator_and_no_product_of_atens():
     rnn = seeded(rnn_ext.RNN, I, H)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -353,6 +371,10 @@ def test_elmans_network_is_an_rnn_and_a_linear_readout(options, readout_bias):
         ours, theirs = (t[row] if network.rnn.batch_first else t[:, row] for t in (y, expected))
         torch.testing.assert_close(ours[:n], theirs[:n])
         assert not ours[n:].any()
+    rows = torch.nested.nested_tensor([X[:n, row] for row, n in enumerate(lengths)], layout=torch.jagged)
+    of_rows = expected.unbind(0 if network.rnn.batch_first else 1)
+    for ours, n, theirs in zip(network(rows)[0].unbind(), lengths, of_rows, strict=True):
+        torch.testing.assert_close(ours, theirs[:n])
     packed = pack_padded_sequence(x, torch.tensor([4, 6, 1, 2]), network.rnn.batch_first, enforce_sorted=False)
     y, _ = network(packed)
     assert isinstance(y, PackedSequence)
