@@ -9,7 +9,8 @@
 # installs nothing, needs no network, and works on a copy without .git: RNN_EXT_COMMIT, or a file COMMIT in the root,
 # then names the commit.
 #
-# Writes to OUTDIR, each as soon as there is something: log.txt, summary.txt, golden.txt, bench.json, compile.json, three
+# Writes to OUTDIR, each as soon as there is something: log.txt, summary.txt, golden.txt, bench.json, sequence.json, compile.json,
+# three
 # PNGs. A part that fails does not stop the others. A part may use its own time and what those before it left, so that
 # all end in time. Exit status: how many parts failed; a tool that is not installed is MISSING and no failure.
 # --dry-run runs nothing, and prints and logs the plan: when a part ends at the latest, and its command.
@@ -124,7 +125,8 @@ done
 forced=(tests/cell/test_forced_kernels.py -s)
 sanitized=("${isolated[@]}" --workers 4 --limit 60 "${forced[@]}" -k "bfloat16 or tf32")
 sanitizer="compute-sanitizer --error-exitcode 9 --kernel-regex kns=rnn_ext"
-main_tests=(tests/cell/test_cuda.py tests/cell/test_numerics.py tests/cell/test_gradients.py)
+main_tests=(tests/cell/test_cuda.py tests/cell/test_numerics.py tests/cell/test_gradients.py tests/sequence)
+sequences=(50,16,1760,1760 50,64,2048,2048 100,64,512,512 100,64,512,512:packed 1024,16,768,768 1024,1,256,256)
 
 part "machine" 10 nvidia-smi
 part "build" 105 "$PYTHON" setup.py build_ext --inplace --force
@@ -132,9 +134,11 @@ part "what was built" 15 bash -c what_was_built
 part "golden vectors" 25 bash tests/cuda_host/golden.sh "$out/golden.txt"
 part "every kernel" 70 "${isolated[@]}" --each --workers 8 --limit 20 "${forced[@]}"
 part "tests" 80 "${isolated[@]}" --workers 6 --limit 30 "${main_tests[@]}"
-part "benchmark" 80 "${bench[@]}" --rounds 9 --sample-ms 2 --output "$out" --dtypes bfloat16 float32 --compile-shapes \
+part "benchmark" 70 "${bench[@]}" --rounds 9 --sample-ms 2 --output "$out" --dtypes bfloat16 float32 --compile-shapes \
   --shapes "${flagship[@]}" "${others[@]}"
-part "kernels" 30 "$PYTHON" benchmarks/compare_kernels.py --rounds 3 --shapes "${flagship[@]}"
+part "kernels" 30 "$PYTHON" benchmarks/compare_kernels.py --rounds 3 --shapes "${flagship[@]}" "${sequences[@]}"
+part "sequences" 20 "${bench[@]}" --layer sequence --rounds 3 --sample-ms 2 --output "$out" --dtypes bfloat16 float16 \
+  --passes forward forward_backward --peers rnn nn_cells --shapes "${sequences[@]}"
 # Under the sanitizer each tensor gets an allocation of its own, so that what leaves a tensor is seen.
 part_of compute-sanitizer "memcheck" 25 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
   "${sanitized[@]}" --under "$sanitizer --tool memcheck"
@@ -142,7 +146,7 @@ part_of compute-sanitizer "racecheck" 25 "${sanitized[@]}" --under "$sanitizer -
 part_of ncu "ncu" 20 ncu --clock-control none --kernel-name-base demangled --kernel-name regex:rnn_ext --launch-count 8 \
   --section SpeedOfLight --section LaunchStats --section Occupancy "${bench[@]}" --check-only --peers rnn_ext \
   --passes forward_backward --dtypes bfloat16 float32 --shapes "${flagship[@]:0:2}" --output "$scratch/ncu"
-part "torch.compile" 30 "${bench[@]}" --shapes 64,1024,1024 --dtypes bfloat16 --passes forward forward_backward \
+part "torch.compile" 20 "${bench[@]}" --shapes 64,1024,1024 --dtypes bfloat16 --passes forward forward_backward \
   --peers rnn_cell compile reduce-overhead max-autotune --output "$scratch"
 if [ -f "$scratch/bench.json" ]; then
   cp "$scratch/bench.json" "$out/compile.json"

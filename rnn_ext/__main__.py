@@ -101,9 +101,7 @@ def explain_sequence(case: Sequence[str], gpu: str | None = None) -> str:
     *sizes, name = case
     steps, batch, input_size, hidden_size = map(int, sizes)
     forced = os.environ.get("RNN_EXT_SEQUENCE_KERNEL", "")
-    return _C.explain_sequence(
-        steps, batch, input_size, hidden_size, parse_dtype(name), *describe_gpu(gpu), forced
-    )
+    return _C.explain_sequence(steps, batch, input_size, hidden_size, parse_dtype(name), *describe_gpu(gpu), forced)
 
 
 def describe() -> str:

@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("rich")
 pytest.importorskip("tqdm")
 
-from rnn_ext.__main__ import explain
+from rnn_ext.__main__ import explain, explain_sequence
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -506,6 +506,22 @@ def test_the_demo_trains_four_models_alike(modules, monkeypatch, tmp_path, capsy
     output = capsys.readouterr().out
     assert "rnn_ext.ElmanNetwork next to nn.RNN" in output and "    The " in output
     assert (tmp_path / "demo.png").exists()
+
+
+def test_compare_kernels_knows_sequences(monkeypatch):
+    options = "--dry-run --shapes 50,16,1760,1760 50,16,64,64:packed --dtypes bfloat16"
+    result = run(sys.executable, BENCHMARKS / "compare_kernels.py", *options.split())
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if line.startswith("T=")] == [
+        "T=50 B=16 I=1760 H=1760 bfloat16: model, measured",
+        "T=50 B=16 I=64 H=64 packed bfloat16: model, measured",
+    ]
+    kernels = {line[2:].split()[1] for line in lines if line.startswith(("* ", "  "))}
+    assert {"stepped_16x16", "stepped_64x64"} <= kernels
+    for kernel in kernels:
+        monkeypatch.setenv("RNN_EXT_SEQUENCE_KERNEL", kernel)
+        assert f"forward, a step is forced to run: {kernel} " in explain_sequence("50 16 1760 1760 bfloat16".split())
 
 
 def test_compare_kernels_names_kernels_that_can_be_forced(monkeypatch):

@@ -634,7 +634,9 @@ class Layer(torch.autograd.Function):
         nonlinearity, *others = ctx.options
         mask = ctx.needs_input_grad[4:]
         found = iter(
-            ctx.ops.layer_backward(grad_output, grad_h_n, *ctx.saved_tensors, nonlinearity, mask, *others, ctx.kernel, 3)
+            ctx.ops.layer_backward(
+                grad_output, grad_h_n, *ctx.saved_tensors, nonlinearity, mask, *others, ctx.kernel, 3
+            )
         )
         return None, None, None, None, *(next(found) if needed else None for needed in mask)
 
@@ -690,7 +692,9 @@ def test_layer_operator_passes_gradcheck(ops, layout: str, reverse: bool) -> Non
             return Layer.apply(ops, kernel, options, 1 << 20, x.masked_scatter(there, values), *others)
 
         assert torch.autograd.gradcheck(run, leaves, fast_mode=True)
-        grad = torch.autograd.grad(Layer.apply(ops, kernel, options, 1 << 20, x.requires_grad_(), *others)[0].sum(), x)[0]
+        grad = torch.autograd.grad(Layer.apply(ops, kernel, options, 1 << 20, x.requires_grad_(), *others)[0].sum(), x)[
+            0
+        ]
         assert (grad[~there] == 0).all()
 
 

@@ -14,8 +14,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ORDER = [
-    "machine", "build", "what was built", "golden vectors", "every kernel", "tests", "benchmark", "kernels", "memcheck",
-    "racecheck", "ncu", "torch.compile", "other tests",
+    "machine", "build", "what was built", "golden vectors", "every kernel", "tests", "benchmark", "kernels",
+    "sequences", "memcheck", "racecheck", "ncu", "torch.compile", "other tests",
 ]  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_the_commands_of_the_plan_have_valid_options(plan: str, monkeypatch: pyt
     for line in plan.splitlines():
         if match := re.match(r"(\S.*?) +\d+ s, until +\d+ s: (.*)", line):
             commands[match[1]] = match[2]
-    for name in ("benchmark", "ncu", "torch.compile"):
+    for name in ("benchmark", "sequences", "ncu", "torch.compile"):
         command = shlex.split(commands[name])
         args = bench.parse_arguments(command[command.index("benchmarks/bench.py") + 1 :])
         if name == "benchmark":

@@ -331,6 +331,60 @@ def test_a_backward_kernel_that_cannot_take_the_case_is_refused(explain, case, k
         explain(case, RNN_EXT_BACKWARD_KERNEL=kernel)
 
 
+# The largest H whose U stays on the chip, by DESIGN's tables of an H100: in one block, 8, and 132.
+@pytest.mark.parametrize(
+    "dtype, resident, cluster, grid",
+    [("float32", 226, 640, 2599), ("bfloat16", 320, 905, 3676), ("float64", 160, 452, 1838)],
+)
+def test_explain_of_a_sequence_names_the_families_and_their_limits(dtype, resident, cluster, grid):
+    for family, most in (("resident", resident), ("cluster", cluster), ("grid", grid)):
+        fits = report.explain_sequence(["50", "16", "8", str(most), dtype], "h100")
+        beyond = report.explain_sequence(["50", "16", "8", str(most + 1), dtype], "h100")
+        assert not re.search(rf"  {family} .*U fits", fits)
+        assert f"U fits up to H = {most}, not {most + 1}" in re.search(rf"^ .*  {family} .*$", beyond, re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_every_gpu_has_a_kernel_for_every_sequence(gpu, dtype):
+    for sizes in ["1 1 1 1", "50 16 1760 1760", "7 300 3 5001"]:
+        text = report.explain_sequence([*sizes.split(), dtype], gpu)
+        assert re.search(r"^forward, a step runs: stepped_", text, re.MULTILINE)
+        assert re.search(r"^backward, a step runs: stepped_", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "case, kernel, message",
+    [
+        ("0 16 64 64 float32", "", "expected a positive number of steps, got 0"),
+        ("5 0 64 64 float32", "", "expected positive sizes, got batch 0"),
+        ("5 16 64 64 int32", "", "no kernel computes in Int"),
+        (
+            "5 16 64 64 float32",
+            "gemv",
+            "RNN_EXT_SEQUENCE_KERNEL=gemv: there is no such kernel; there are stepped_16x16",
+        ),
+        ("5 16 64 64 float32", "stepped_16x16", "it is not compiled for this dtype"),
+    ],
+)
+def test_a_sequence_that_no_kernel_takes_is_refused(monkeypatch, case, kernel, message):
+    monkeypatch.setenv("RNN_EXT_SEQUENCE_KERNEL", kernel)
+    with pytest.raises(ValueError, match=message):
+        report.explain_sequence(case.split(), "h100")
+
+
+def test_explain_takes_a_sequence_with_its_steps_first(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", "rnn_ext --explain 50 16 1760 1760 bfloat16 --gpu h100".split())
+    report.main()
+    output = capsys.readouterr().out
+    assert re.search(r"^forward, a step runs: stepped_16x16 +50 launches of 110 blocks", output, re.MULTILINE)
+    assert "no GPU has confirmed it" in output
+    for words in ("3 4 float32", "1 2 3 4 5 float32", "5 1 2 3 float32 --cpu", "5 1 2 3 float32 --tf32"):
+        monkeypatch.setattr(sys, "argv", ["rnn_ext", "--explain", *words.split()])
+        with pytest.raises(SystemExit, match="2"):
+            report.main()
+
+
 def test_a_dtype_that_no_kernel_computes_in_is_refused(explain):
     with pytest.raises(ValueError, match="no kernel computes in"):
         explain("64 64 64 int32")

@@ -285,9 +285,6 @@ def test_nested_input_of_few_or_equal_rows(lengths):
         torch.testing.assert_close(theirs, rnn(row)[0])
 
 
-# On CUDA, as long as there are no kernels of ours for sequences: cuDNN and ATen
-
-
 @pytest.mark.cuda
 @every_hx
 @every_option
