@@ -9,11 +9,10 @@
 # installs nothing, needs no network, and works on a copy without .git: RNN_EXT_COMMIT, or a file COMMIT in the root,
 # then names the commit.
 #
-# Writes to OUTDIR, each as soon as there is something: log.txt, summary.txt, golden.txt, bench.json, sequence.json, compile.json,
-# three
-# PNGs. A part that fails does not stop the others. A part may use its own time and what those before it left, so that
-# all end in time. Exit status: how many parts failed; a tool that is not installed is MISSING and no failure.
-# --dry-run runs nothing, and prints and logs the plan: when a part ends at the latest, and its command.
+# Writes to OUTDIR, each as soon as there is something: log.txt, summary.txt, golden.txt, bench.json, sequence.json,
+# compile.json, PNGs. A part that fails does not stop the others. A part may use its own time and what those before it
+# left, so that all end in time. Exit status: how many parts failed; a tool that is not installed is MISSING and no
+# failure. --dry-run runs nothing, and prints and logs the plan: when a part ends at the latest, and its command.
 set -u
 
 dry_run=false

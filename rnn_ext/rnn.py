@@ -79,8 +79,8 @@ class RNN(nn.RNN):
             self.nonlinearity, self.mode = "sigmoid", "RNN_SIGMOID"
 
     def flatten_parameters(self) -> None:
-        """For cuDNN, as in nn.RNN, where it may run these layers; else they need no flat buffer."""
-        if self.mode != "RNN_SIGMOID":
+        """For cuDNN, as in nn.RNN, where it runs these layers; our kernels need no flat buffer."""
+        if self.mode != "RNN_SIGMOID" and not _C.cuda_built:
             super().flatten_parameters()
 
     def forward(

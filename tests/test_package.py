@@ -377,7 +377,7 @@ def test_explain_takes_a_sequence_with_its_steps_first(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", "rnn_ext --explain 50 16 1760 1760 bfloat16 --gpu h100".split())
     report.main()
     output = capsys.readouterr().out
-    assert re.search(r"^forward, a step runs: stepped_16x16 +50 launches of 110 blocks", output, re.MULTILINE)
+    assert re.search(r"^forward, a step runs: stepped_32x32 +50 launches of 55 blocks", output, re.MULTILINE)
     assert "no GPU has confirmed it" in output
     for words in ("3 4 float32", "1 2 3 4 5 float32", "5 1 2 3 float32 --cpu", "5 1 2 3 float32 --tf32"):
         monkeypatch.setattr(sys, "argv", ["rnn_ext", "--explain", *words.split()])

@@ -96,7 +96,7 @@ def test_every_kernel_of_the_steps_can_be_forced(monkeypatch):
     for dtype in (torch.float32, torch.float64, torch.float16):
         args = layer_arguments(4, 20, 8, 40, dtype=dtype).map(lambda t: t.cuda())
         first = rnn_ext.rnn_layer(*args)
-        for kernel in ("stepped_16x32", "stepped_16x16", "stepped_64x64", "stepped_128x128"):
+        for kernel in ("stepped_16x32", "stepped_16x16", "stepped_32x32", "stepped_64x64", "stepped_128x128"):
             monkeypatch.setenv("RNN_EXT_SEQUENCE_KERNEL", kernel)
             try:
                 found = rnn_ext.rnn_layer(*args)

@@ -19,10 +19,12 @@ using SteppedKernel = ForwardTiledKernel;
 // clang-format off
 constexpr SteppedKernel kStepped[] = {
     // name               math               fill           fp32   fp64   fp16   bf16    BM   BN   BK  parts  gr st bl  sm
-    {"stepped_16x16",     Math::kTensorCore, Fill::kAsync,  false, false, true,  true,   16,  16, 128, 1, 1,  8, 4, 4,  80, kAnySm},  // B <= 16
+    {"stepped_16x16",     Math::kTensorCore, Fill::kAsync,  false, false, true,  true,   16,  16, 128, 1, 1,  8, 4, 4,  80, kAnySm},
+    {"stepped_32x32",     Math::kTensorCore, Fill::kAsync,  false, false, true,  true,   32,  32,  64, 1, 2,  4, 4, 3,  80, kAnySm},
     {"stepped_64x64",     Math::kTensorCore, Fill::kAsync,  false, false, true,  true,   64,  64,  64, 2, 2,  1, 4, 3,  80, kAnySm},
     {"stepped_128x128",   Math::kTensorCore, Fill::kAsync,  false, false, true,  true,  128, 128,  64, 2, 4,  1, 3, 2,  80, kAnySm},
     {"stepped_16x32",     Math::kSimt,       Fill::kAsync,  true,  false, false, false,  16,  32,  32, 4, 4,  8, 4, 2,  80, kAnySm},
+    {"stepped_32x32",     Math::kSimt,       Fill::kAsync,  true,  false, false, false,  32,  32,  32, 4, 4,  4, 4, 2,  80, kAnySm},
     {"stepped_64x64",     Math::kSimt,       Fill::kAsync,  true,  false, false, false,  64,  64,  32, 8, 8,  4, 3, 2,  80, kAnySm},
     {"stepped_128x128",   Math::kSimt,       Fill::kAsync,  true,  false, false, false, 128, 128,  16, 8, 8,  1, 3, 2,  80, kAnySm},
     {"stepped_16x16",     Math::kTensorCore, Fill::kAsync,  false, true,  false, false,  16,  16,  32, 1, 1,  4, 4, 2,  80, kAnySm},
