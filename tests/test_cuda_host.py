@@ -699,7 +699,7 @@ def test_layer_operator_passes_gradcheck(ops, layout: str, reverse: bool) -> Non
 
 
 @needs_host
-def test_layer_operator_of_an_empty_batch_and_of_rows_without_a_step(ops) -> None:
+def test_layer_operator_of_nothing(ops) -> None:
     arguments, options, _ = layer_case("lengths", False, torch.float32)
     options = ("tanh", False, False, torch.zeros(4, dtype=torch.int64), None)
     output, h_n = ops.layer(*arguments, *options, RECURRENCE[0], 0, 1 << 20)
@@ -707,6 +707,9 @@ def test_layer_operator_of_an_empty_batch_and_of_rows_without_a_step(ops) -> Non
     empty = arguments._replace(input=arguments.input[:, :0], hx=arguments.hx[:0])
     output, h_n = ops.layer(*empty, "tanh", False, False, None, None, RECURRENCE[0], 0, 1 << 20)
     assert output.shape == (5, 0, 7) and h_n.shape == (0, 7)
+    narrow = arguments._replace(input=arguments.input[:, :, :0], weight_ih=arguments.weight_ih[:, :0])
+    found = ops.layer(*narrow, "tanh", False, False, None, None, RECURRENCE[0], 0, 1 << 20)
+    torch.testing.assert_close(found, loop_of_cells(*narrow))
 
 
 # ---- golden vectors ------------------------------------------------------------------------------------------------

@@ -62,8 +62,8 @@ inline Tensor data_of_steps(const Tensor& data, const LayerOptions& options, con
   return data.narrow(0, host.begin(begin), host.begin(last) + host.count(last) - host.begin(begin));
 }
 
-// One row of the result a row of all steps, whatever their layout.
-inline Tensor all_rows(const Tensor& data) { return data.reshape({-1, data.size(-1)}); }
+// (rows of all steps, features), whatever the layout: a view where data is contiguous.
+inline Tensor all_rows(const Tensor& data) { return data.flatten(0, -2); }
 
 // z is there for as many steps at a time as this many bytes hold, or for one.
 constexpr int64_t kMostBytesOfZ = int64_t{256} << 20;
@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor> layer_forward_on(const Device& device, const LayerArg
                                       auto shape = input.sizes().vec();
                                       shape.back() = H;
                                       const auto z = at::empty(shape, sums);
-                                      auto rows = z.view({-1, H});
+                                      auto rows = all_rows(z);
                                       device.multiply_to_sums(rows, all_rows(input), a.weight_ih.t());
                                       if (bias.defined()) rows.add_(bias);
 
@@ -178,10 +178,10 @@ std::vector<Tensor> layer_backward_on(const Device& device, const LayerBackwardA
   });
 
   // Padding has a dz of zeros. But what lies there in the input need not be finite, nor need the weights be.
-  const auto dz = grad_z.view({-1, H});
+  const auto dz = all_rows(grad_z);
   const auto padding = padded ? padding_of(device, a.output, options) : Tensor();
   if (gradients[kGradInput].defined()) {
-    auto rows = gradients[kGradInput].view({-1, gradients[kGradInput].size(-1)});
+    auto rows = all_rows(gradients[kGradInput]);
     at::mm_out(rows, dz, *a.weight_ih);
     if (padded) gradients[kGradInput].masked_fill_(padding, 0);
   }
@@ -191,7 +191,7 @@ std::vector<Tensor> layer_backward_on(const Device& device, const LayerBackwardA
   }
   if (previous.defined()) {
     Tensor to = gradients[kGradWeightHh];
-    at::mm_out(to, dz.t(), previous.view({-1, H}));
+    at::mm_out(to, dz.t(), all_rows(previous));
   }
   const bool bias_ih = gradients[kGradBiasIh].defined();
   Tensor grad_bias = gradients[bias_ih ? kGradBiasIh : kGradBiasHh];
