@@ -91,7 +91,7 @@ def test_the_probe_of_a_cpu_takes_seconds_however_slow_its_products_are(modules,
     monkeypatch.setattr(timing, "time", Clock)
     monkeypatch.setattr(device, "time", Clock, raising=False)
     monkeypatch.setattr(device, "copy_seconds", lambda size, *_, **__: size * 1e-9)
-    monkeypatch.setattr(device, "read_gb_s", lambda size: 1e9 / size)
+    monkeypatch.setattr(device, "read_gb_s", lambda size: size / 1e3)
     monkeypatch.setattr(torch, "ones", lambda *_, **__: One())
     monkeypatch.setattr(device, "autograd_seconds", lambda _: 1e-6)
     facts = device.probe(torch.device("cpu"), ["bfloat16"])
@@ -220,6 +220,64 @@ def test_the_gradients_of_relu_are_those_at_a_peers_own_output(modules, layout):
     wanted = cases.reference(case, tensors)
     for got, want in zip(cases.gradients_at(case, tensors, wanted[0]), wanted[1:], strict=True):
         torch.testing.assert_close(got, want)
+
+
+def test_a_right_result_of_relu_passes_where_it_was_rounded_beside_the_kink(modules):
+    import torch
+
+    cases, peers = modules("cases"), modules("cell_peers")
+    case = cases.Case(1, 256, 64, 64, "bfloat16", "relu", "forward_backward", layer="cell")
+    tensors = cases.make_tensors(case, torch.device("cpu"))
+    result = peers.PEERS["rnn_cell"].build(case, tensors).run()
+    wanted = cases.reference(case, tensors)
+    assert cases.error_of(case, tensors, wanted, result) <= cases.tolerance(case)
+    result[2][::2] *= 1.1  # dh, of which nothing lies beside a kink
+    assert cases.error_of(case, tensors, wanted, result) > cases.tolerance(case)
+
+
+@pytest.mark.parametrize("seconds, rounds", [(100.0, 20), (10.0, 5), (0.1, 3)])
+def test_rounds_end_in_time_but_three_are_taken(modules, monkeypatch, seconds, rounds):
+    timing = modules("timing")
+    now = 0.0
+
+    def sampler():
+        nonlocal now
+        now += 1.0
+        return 1.0
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now, sleep=lambda _: None))
+    samples = timing.sample_in_turns({"a": sampler, "b": sampler}, 20, seconds)
+    assert {name: len(found) for name, found in samples.items()} == {"a": rounds, "b": rounds}
+
+
+@pytest.mark.parametrize("pass_name, reads", [("forward", 1), ("forward_backward", 2)])
+@pytest.mark.parametrize("H, gb_s", [(64, 8.0), (128, 4.0), (1024, 2.0)])
+def test_the_floor_reads_the_recurrent_weights_at_each_step_from_their_cache(modules, H, gb_s, pass_name, reads):
+    cases, device = modules("cases"), modules("device")
+    facts = {
+        "caches": [[2**15, 8.0], [2**17, 4.0]],
+        "copy_gb_s": 2.0,
+        "gemm_tflop_s": {"float32": 1e6},
+        "launch_us": 1.0,
+        "autograd_us": 5.0,
+        "node_us": None,
+    }
+    case = cases.Case(101, 1, 1, H, pass_name=pass_name)
+    once = case.bytes / device.bandwidth_gb_s(case.bytes, "host", facts)
+    again = 100 * reads * H * H * 4 / gb_s
+    start = facts["launch_us" if pass_name == "forward" else "autograd_us"]
+    assert device.floor_us(case, "host", facts) == pytest.approx(start + (once + again) * 1e-3)
+
+
+def test_the_peak_of_memory_is_counted(modules):
+    import torch
+
+    bench, cases = modules("bench"), modules("cases")
+    step = cases.Step(lambda: (torch.ones(2**24) + 1,))
+    peak = bench.peak_bytes(step, torch.device("cpu"))
+    if peak is None:
+        pytest.skip("this kernel doesn't count pages")
+    assert 2**27 * 0.95 <= peak < 2**27 * 1.2  # 64 MiB each of the ones and of the twos
 
 
 def test_flashrnn_gets_the_shapes_that_it_documents(modules, monkeypatch):
