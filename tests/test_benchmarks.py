@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -321,12 +322,13 @@ def test_options_that_mean_nothing_are_refused(modules, options, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_rows_of_a_gpu(quick, modules, monkeypatch):
+@pytest.mark.parametrize("name, peers", [("cell", 6), ("sequence", 4)])
+def test_rows_of_a_gpu(quick, modules, monkeypatch, name, peers):
     """All peers and clocks through the CUDA branches, with the CPU's tensors and clock in place of the device's."""
     import torch
 
     bench, cases, results, timing = (modules(name) for name in ("bench", "cases", "results", "timing"))
-    layer = modules("peers").LAYERS["cell"]
+    layer = modules("peers").LAYERS[name]
 
     class Graph:
         def __init__(self, runs):
@@ -360,11 +362,13 @@ def test_rows_of_a_gpu(quick, modules, monkeypatch):
 
     document = results.read(quick / "bench.json")
     document["facts"]["node_us"] = 1.0
-    args = bench.parse_arguments(["--device", "cuda", "--rounds", "2", "--sample-ms", "0.1"])
-    names = [name for name in args.peers if not layer.peers[name].compiles]
+    args = bench.parse_arguments(["--layer", name, "--device", "cuda", "--rounds", "2", "--sample-ms", "0.1"])
+    known = {peer: layer.peers[peer] for peer in args.peers}
+    shape = cases.Case(1, 2, 3, 4, layer=name)
+    names = [key for key, peer in known.items() if not peer.compiles and not peer.missing and peer.takes(shape)]
     document["rows"] = []
     for pass_name in cases.PASSES:
-        case = cases.Case(1, 2, 3, 4, pass_name=pass_name, layer="cell")
+        case = replace(shape, pass_name=pass_name)
         with torch.set_grad_enabled(pass_name != "forward"):
             document["rows"] += bench.measure_case(case, names, Cuda(), document["facts"], args)
     with monkeypatch.context() as broken:
@@ -375,7 +379,7 @@ def test_rows_of_a_gpu(quick, modules, monkeypatch):
     results.validate(document)
     assert len(sessions) == len(names) * len(cases.PASSES), "one session a peer and pass"
     count = {clock: len(results.select(document["rows"], clock=clock)) for clock in results.CLOCKS}
-    assert count == {"host": 3 * 6, "warm": 2 * 4, "cold": 2 * 4}
+    assert count == {"host": 3 * peers, "warm": 2 * 4, "cold": 2 * 4}  # in a graph the same kernels run
     assert all(row["note"] == "" and row["kernels"] == 1 for row in document["rows"])
     for runs, different, cold in seen:  # a warm graph repeats one call, a cold one has operands for each
         assert different == (runs if cold else 1)
