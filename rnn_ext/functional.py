@@ -118,7 +118,7 @@ def rnn_layer(
     .. math:: h_t = f(x_t W^\top + b_{ih} + h_{t-1} U^\top + b_{hh}), \quad t = 1 \dots T
 
     Args:
-        input: x, of shape (T, B, I), or (B, T, I) with batch_first, or (T, I) unbatched; of any strides.
+        input: x, of shape (T, B, I), (B, T, I) with batch_first, or (T, I) unbatched, of any strides; or nested.
         hx: h_0, of shape (B, H), or (H) unbatched; None stands for zeros and costs nothing.
         weight_ih: W, of shape (H, I).
         weight_hh: U, of shape (H, H).
@@ -134,14 +134,15 @@ def rnn_layer(
         and after the last. In the input's dtype and on its device; they share no memory.
 
     Steps of a row from its length on are not computed: output is zero there and takes no gradient, h_n is the state
-    after the row's own last step (hx where the length is 0), and ``reverse`` starts at that step.
+    after the row's own last step (hx where the length is 0), and ``reverse`` starts at that step. A nested input, of
+    the jagged layout (B, j, I) and without gaps, has lengths of its own; output is nested then, with the same offsets.
 
     The fused kernels take float32, float64, bfloat16 and float16 (which accumulate in float32 and round h at each
     step) on the CPU and on CUDA. Everything else that :class:`torch.nn.RNN` takes goes through the same formula in
     ATen's operators.
 
     Raises:
-        ValueError: an input that is neither 2-D nor 3-D, or lengths of another shape, dtype or range.
+        ValueError: an input of other dimensions or layout, or lengths of another shape, dtype or range.
         RuntimeError: T = 0, an unknown nonlinearity, or sizes, dtypes or devices that don't fit together.
 
     Source: J. L. Elman, Finding Structure in Time, Cognitive Science 14 (1990).

@@ -42,15 +42,16 @@ class RNN(nn.RNN):
     The other direction's names end in ``_reverse``. All are drawn from U(-1/√H, 1/√H), in nn.RNN's order.
 
     Shape:
-        input (T, B, I), or (B, T, I) with batch_first, (T, I) unbatched, or a PackedSequence; hx (L D, B, H), or
-        (L D, H) unbatched, zeros if not given; output as the input, with D H features; h_n as hx.
+        input (T, B, I), or (B, T, I) with batch_first, (T, I) unbatched, a PackedSequence, or a nested tensor (B, j, I)
+        of the jagged layout; hx (L D, B, H), or (L D, H) unbatched, zeros if not given; output as the input, with D H
+        features, and of a nested one with its offsets; h_n as hx.
 
     ``lengths`` in a call makes rows shorter than T, as packing and unpacking them does, but without sorting or
     copying: B whole numbers from 0 to T in any order, a tensor on any device or a list; see :func:`rnn_ext.rnn_layer`.
 
     Raises:
         ValueError, RuntimeError: those of nn.RNN; ValueError for lengths of another shape, dtype or range, or with an
-            unbatched or packed input.
+            unbatched, packed or nested input, and for a nested input that doesn't fit, or has gaps.
 
     Example:
         >>> rnn = rnn_ext.RNN(10, 20, num_layers=2)

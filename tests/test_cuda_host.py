@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from cuda_host import build, cubin
-from sequence.sequences import layer_arguments, loop_of_cells, packed
+from sequence.sequences import jagged, layer_arguments, loop_of_cells, packed
 
 
 def needs_host(test):
@@ -641,7 +641,7 @@ class Layer(torch.autograd.Function):
         return None, None, None, None, *(next(found) if needed else None for needed in mask)
 
 
-LAYOUTS = ["padded", "batch_first", "lengths", "lengths_batch_first", "packed"]
+LAYOUTS = ["padded", "batch_first", "lengths", "lengths_batch_first", "packed", "jagged"]
 
 
 def layer_case(layout: str, reverse: bool, dtype: torch.dtype, nonlinearity: str = "tanh", hx: bool = True):
@@ -649,7 +649,7 @@ def layer_case(layout: str, reverse: bool, dtype: torch.dtype, nonlinearity: str
     arguments = layer_arguments(5, 4, 3, 7, dtype=dtype)
     if not hx:
         arguments = arguments._replace(hx=None)
-    lengths = None if layout in ("padded", "batch_first") else SOME_LENGTHS if "lengths" in layout else [5, 3, 3, 1]
+    lengths = None if layout in ("padded", "batch_first") else [5, 3, 3, 1] if layout == "packed" else SOME_LENGTHS
     batch_first = layout.endswith("batch_first")
     expected = loop_of_cells(*arguments, nonlinearity, reverse=reverse, lengths=lengths)
     x = arguments.input
@@ -659,6 +659,10 @@ def layer_case(layout: str, reverse: bool, dtype: torch.dtype, nonlinearity: str
         x, batch_sizes = packed(x, lengths)
         expected = (packed(expected[0], lengths)[0], expected[1])
         options = (nonlinearity, reverse, False, None, batch_sizes)
+    elif layout == "jagged":
+        x, numbers = jagged(x, lengths)
+        expected = (jagged(expected[0], lengths)[0], expected[1])
+        options = (nonlinearity, reverse, False, numbers, None)
     else:
         if batch_first:
             x, expected = x.transpose(0, 1).contiguous(), (expected[0].transpose(0, 1), expected[1])

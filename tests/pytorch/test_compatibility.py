@@ -215,7 +215,8 @@ SEQUENCES = {
         ],
         "pytorch/test_modules.py": [
             "a_module_loads_with_weights_only",
-            "shared_memory_is_seen_by_other_processes",
+            "a_spawned_process_runs_the_module_and_shares_its_parameters",
+            "hooks_fire_on_the_way_there_and_back",
             "swapped_tensors_are_used_by_the_next_call",
         ],
     },

@@ -276,16 +276,18 @@ def test_a_tensor_subclass_stays_what_it_is():
     torch.testing.assert_close(ours, theirs)
 
 
-def test_hooks_fire_on_the_way_there_and_back(device):
-    cell = rnn_ext.RNNCell(4, 5, device=device)
+@every_module
+def test_hooks_fire_on_the_way_there_and_back(cls, shape, device):
+    cell = cls(7, 5, device=device)
+    parameters = {name.removesuffix("_l0"): p for name, p in cell.named_parameters()}
     seen = []
     cell.register_forward_pre_hook(lambda module, args: seen.append("pre"))
     cell.register_forward_hook(lambda module, args, output: seen.append("forward"))
     cell.register_full_backward_pre_hook(lambda module, grad_out: seen.append("backward_pre"))
     cell.register_full_backward_hook(lambda module, grad_in, grad_out: seen.append("backward"))
-    cell.weight_hh.register_hook(lambda grad: seen.append("weight_hh"))
-    cell.bias_ih.register_post_accumulate_grad_hook(lambda p: seen.append("bias_ih"))
-    cell(torch.randn(3, 4, device=device, requires_grad=True)).sum().backward()
+    parameters["weight_hh"].register_hook(lambda grad: seen.append("weight_hh"))
+    parameters["bias_ih"].register_post_accumulate_grad_hook(lambda p: seen.append("bias_ih"))
+    first(cell(torch.randn(shape, device=device, requires_grad=True))).sum().backward()
     assert seen[:3] == ["pre", "forward", "backward_pre"]
     assert sorted(seen[3:]) == ["backward", "bias_ih", "weight_hh"]
 
@@ -348,24 +350,26 @@ def test_a_module_loads_with_weights_only(cls, shape):
     assert torch.equal(first(loaded(x)), first(module(x)))
 
 
-@every_module
-def test_shared_memory_is_seen_by_other_processes(cls, shape):
-    """By a spawned one, which gets the module pickled, and the parameters as they are."""
-    module, x = cls(7, 5).share_memory(), torch.randn(shape)
-    assert all(p.is_shared() for p in module.parameters())
-    expected = module(x)
-    process = torch.multiprocessing.get_context("spawn").Process(target=double, args=(module,))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 0
-    doubled = functional_call(cls(7, 5), {name: p / 2 for name, p in module.named_parameters()}, (x,))
-    torch.testing.assert_close(doubled, expected)
-
-
-def double(module: nn.Module) -> None:
+def double_and_run(module: nn.Module, x: Tensor, output: Tensor) -> None:
     with torch.no_grad():
         for p in module.parameters():
             p.mul_(2)
+        output.copy_(first(module(x)))
+
+
+@every_module
+def test_a_spawned_process_runs_the_module_and_shares_its_parameters(cls, shape):
+    """It gets the module pickled, and the parameters as they are."""
+    module, x = cls(7, 5).share_memory(), torch.randn(shape)
+    assert all(p.is_shared() for p in module.parameters())
+    output = first(module(x)).detach().zero_().share_memory_()
+    doubled = {name: 2 * p.detach() for name, p in module.named_parameters()}
+    process = torch.multiprocessing.get_context("spawn").Process(target=double_and_run, args=(module, x, output))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
+    torch.testing.assert_close(dict(module.named_parameters()), doubled)
+    torch.testing.assert_close(output, first(module(x)))
 
 
 @every_module
