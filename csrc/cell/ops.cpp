@@ -2,11 +2,10 @@
 // too) and Autocast. Their autograd formulas are registered by rnn_ext/ops.py.
 #include "cell/ops.h"
 
-#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include "operators/autocast.h"
 #include "operators/checks.h"
-#include "operators/find_op.h"
 
 namespace rnn_ext {
 namespace {
@@ -132,18 +131,10 @@ std::vector<Tensor> rnn_cell_backward_meta(const Tensor& grad_output, const Tens
   return asked_gradients(empty_gradients(arguments));
 }
 
-// nn.RNNCell is on autocast's low-precision list. The dtype is the one in force now (torch.library.register_autocast
-// would freeze one), and cached_cast keeps the cast weights for the rest of the autocast region.
-template <at::DeviceType device_type>
-Tensor rnn_cell_autocast(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
-                         const OptTensor& bias_ih, const OptTensor& bias_hh, std::string_view nonlinearity) {
-  constexpr auto key = device_type == at::kCUDA ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
-  const auto dtype = at::autocast::get_autocast_dtype(device_type);
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(dtype, t, device_type); };
-  static const auto op = find_op<decltype(rnn_cell_meta)>("rnn_ext::rnn_cell");
-  return op.call(cast(input), cast(hx), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh), nonlinearity);
-}
+struct Cell {
+  static constexpr auto kName = "rnn_ext::rnn_cell";
+  using Signature = decltype(rnn_cell_meta);
+};
 
 }  // namespace
 
@@ -163,7 +154,7 @@ TORCH_LIBRARY_IMPL(rnn_ext, Meta, m) {
   m.impl("rnn_cell_backward", &rnn_cell_backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(rnn_ext, AutocastCPU, m) { m.impl("rnn_cell", &rnn_cell_autocast<at::kCPU>); }
-TORCH_LIBRARY_IMPL(rnn_ext, AutocastCUDA, m) { m.impl("rnn_cell", &rnn_cell_autocast<at::kCUDA>); }
+TORCH_LIBRARY_IMPL(rnn_ext, AutocastCPU, m) { m.impl("rnn_cell", &Autocast<at::kCPU, Cell>::call); }
+TORCH_LIBRARY_IMPL(rnn_ext, AutocastCUDA, m) { m.impl("rnn_cell", &Autocast<at::kCUDA, Cell>::call); }
 
 }  // namespace rnn_ext

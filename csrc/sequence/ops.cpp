@@ -2,10 +2,9 @@
 // are registered by rnn_ext/ops.py.
 #include "sequence/ops.h"
 
-#include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
-#include "operators/find_op.h"
+#include "operators/autocast.h"
 
 namespace rnn_ext {
 namespace {
@@ -35,21 +34,10 @@ std::vector<Tensor> rnn_layer_backward_meta(const OptTensor& grad_output, const 
   return asked_gradients(empty_layer_gradients(arguments));
 }
 
-// As the cell's: nn.RNN, too, is on autocast's low-precision list.
-template <at::DeviceType device_type>
-std::tuple<Tensor, Tensor> rnn_layer_autocast(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih,
-                                              const Tensor& weight_hh, const OptTensor& bias_ih,
-                                              const OptTensor& bias_hh, string_view nonlinearity, bool reverse,
-                                              bool batch_first, const OptTensor& lengths,
-                                              const OptTensor& batch_sizes) {
-  constexpr auto key = device_type == at::kCUDA ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
-  const auto dtype = at::autocast::get_autocast_dtype(device_type);
-  const auto cast = [&](const auto& t) { return at::autocast::cached_cast(dtype, t, device_type); };
-  static const auto op = find_op<decltype(rnn_layer_meta)>("rnn_ext::rnn_layer");
-  return op.call(cast(input), cast(hx), cast(weight_ih), cast(weight_hh), cast(bias_ih), cast(bias_hh), nonlinearity,
-                 reverse, batch_first, lengths, batch_sizes);
-}
+struct Layer {
+  static constexpr auto kName = "rnn_ext::rnn_layer";
+  using Signature = decltype(rnn_layer_meta);
+};
 
 }  // namespace
 
@@ -71,7 +59,7 @@ TORCH_LIBRARY_IMPL(rnn_ext, Meta, m) {
   m.impl("rnn_layer_backward", &rnn_layer_backward_meta);
 }
 
-TORCH_LIBRARY_IMPL(rnn_ext, AutocastCPU, m) { m.impl("rnn_layer", &rnn_layer_autocast<at::kCPU>); }
-TORCH_LIBRARY_IMPL(rnn_ext, AutocastCUDA, m) { m.impl("rnn_layer", &rnn_layer_autocast<at::kCUDA>); }
+TORCH_LIBRARY_IMPL(rnn_ext, AutocastCPU, m) { m.impl("rnn_layer", &Autocast<at::kCPU, Layer>::call); }
+TORCH_LIBRARY_IMPL(rnn_ext, AutocastCUDA, m) { m.impl("rnn_layer", &Autocast<at::kCUDA, Layer>::call); }
 
 }  // namespace rnn_ext
