@@ -1,6 +1,23 @@
 // f and its derivative on vectors, and f on a run of elements.
 #pragma once
 
+// f(kind), with the kind for the compiler to see, as the type of the argument.
+template <Nonlinearity nonlinearity>
+struct Kind {
+  static constexpr Nonlinearity value = nonlinearity;
+};
+template <typename F>
+INLINE void with_kind(Nonlinearity nonlinearity, const F& f) {
+  switch (nonlinearity) {
+    case Nonlinearity::kTanh:
+      return f(Kind<Nonlinearity::kTanh>());
+    case Nonlinearity::kRelu:
+      return f(Kind<Nonlinearity::kRelu>());
+    case Nonlinearity::kSigmoid:
+      return f(Kind<Nonlinearity::kSigmoid>());
+  }
+}
+
 template <Nonlinearity kind, typename Vec>
 INLINE typename Vec::V activate(typename Vec::V z) {
   if (kind == Nonlinearity::kTanh) return Vec::tanh(z);
@@ -25,12 +42,5 @@ void activate_run(const acc_t<T>* z, T* output, int64_t n) {
 
 template <typename T>
 void activate_run(Nonlinearity kind, const acc_t<T>* z, T* output, int64_t n) {
-  switch (kind) {
-    case Nonlinearity::kTanh:
-      return activate_run<Nonlinearity::kTanh>(z, output, n);
-    case Nonlinearity::kRelu:
-      return activate_run<Nonlinearity::kRelu>(z, output, n);
-    case Nonlinearity::kSigmoid:
-      return activate_run<Nonlinearity::kSigmoid>(z, output, n);
-  }
+  with_kind(kind, [&](auto known) { activate_run<known.value>(z, output, n); });
 }

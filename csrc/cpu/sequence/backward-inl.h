@@ -98,19 +98,6 @@ void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, i
   }
 }
 
-template <typename T>
-void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* dz,
-                 int64_t stride) {
-  switch (p.weights.nonlinearity) {
-    case Nonlinearity::kTanh:
-      return grad_z_step<Nonlinearity::kTanh>(p, walk, s, begin, end, dz, stride);
-    case Nonlinearity::kRelu:
-      return grad_z_step<Nonlinearity::kRelu>(p, walk, s, begin, end, dz, stride);
-    case Nonlinearity::kSigmoid:
-      return grad_z_step<Nonlinearity::kSigmoid>(p, walk, s, begin, end, dz, stride);
-  }
-}
-
 // Where a tile of the weights' gradients goes: sums of a block of steps, of which there may be many. What the blocks
 // before have summed is in the accumulation type; where the gradient is of that type, too, in its place.
 template <typename T>
@@ -295,7 +282,8 @@ class LayerBackwardPass {
       for (int64_t b = going_on; b < rows; ++b) {
         copy_row(grad_h_n + b * m_.stride, own_.begin, own_.end, own_rows + b * m_.stride);
       }
-      grad_z_step(p_, walk_, s, own_.begin, own_.end, own_rows, m_.stride);
+      with_kind(p_.weights.nonlinearity,
+                [&](auto kind) { grad_z_step<kind.value>(p_, walk_, s, own_.begin, own_.end, own_rows, m_.stride); });
       for (int64_t b = 0; keep && b < rows; ++b) {
         store_row(own_rows + b * m_.stride, H_, own_.begin, own_.end,
                   kept_dz_.at(p_.steps, whole_.time(s), walk_.first_row + b));

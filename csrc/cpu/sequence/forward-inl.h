@@ -62,19 +62,6 @@ void finish_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, in
   }
 }
 
-template <typename T>
-void finish_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* z,
-                 int64_t stride) {
-  switch (p.weights.nonlinearity) {
-    case Nonlinearity::kTanh:
-      return finish_step<Nonlinearity::kTanh>(p, walk, s, begin, end, z, stride);
-    case Nonlinearity::kRelu:
-      return finish_step<Nonlinearity::kRelu>(p, walk, s, begin, end, z, stride);
-    case Nonlinearity::kSigmoid:
-      return finish_step<Nonlinearity::kSigmoid>(p, walk, s, begin, end, z, stride);
-  }
-}
-
 // The same for narrow rows, H elements apart.
 template <Nonlinearity kind, typename T>
 void finish_narrow_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, acc_t<T>* h) {
@@ -90,18 +77,6 @@ void finish_narrow_step(const LayerForwardParams<T>& p, const Walk& walk, int64_
   if (in_a_run) return;
   for (int64_t b = 0; b < walk.count(s); ++b) {
     Vec::store(p.output.at(p.steps, t, walk.first_row + b), Vec::load(h + b * H), H);
-  }
-}
-
-template <typename T>
-void finish_narrow_step(const LayerForwardParams<T>& p, const Walk& walk, int64_t s, acc_t<T>* h) {
-  switch (p.weights.nonlinearity) {
-    case Nonlinearity::kTanh:
-      return finish_narrow_step<Nonlinearity::kTanh>(p, walk, s, h);
-    case Nonlinearity::kRelu:
-      return finish_narrow_step<Nonlinearity::kRelu>(p, walk, s, h);
-    case Nonlinearity::kSigmoid:
-      return finish_narrow_step<Nonlinearity::kSigmoid>(p, walk, s, h);
   }
 }
 
@@ -162,6 +137,7 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   load_matrix(p.hx, p.steps, walk.first_row, walk.rows, H, own.begin, own.end, m.begin, m.h_stride);
   worker.all->wait(worker.thread);
 
+  const Nonlinearity f = p.weights.nonlinearity;
   const Parts parts = parts_for(p.steps.batch);
   const auto multiply = [&](const S* before, const S* z, S* h, int64_t rows) {
     int64_t words_stride;
@@ -215,9 +191,9 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
       multiply(before, z, h, going_on);
       multiply(m.begin + going_on * m.h_stride, z + going_on * m.stride, h + going_on * m.h_stride, rows - going_on);
       if (m.narrow) {
-        finish_narrow_step(p, walk, s, h);
+        with_kind(f, [&](auto kind) { finish_narrow_step<kind.value>(p, walk, s, h); });
       } else {
-        finish_step(p, walk, s, own.begin, own.end, h, m.stride);
+        with_kind(f, [&](auto kind) { finish_step<kind.value>(p, walk, s, own.begin, own.end, h, m.stride); });
       }
       for (int64_t b = next; b < rows; ++b) {
         store_row(h + b * m.h_stride, H, own.begin, own.end, p.h_n + p.steps.place(walk.first_row + b) * H);
