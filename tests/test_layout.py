@@ -37,7 +37,7 @@ MAY_INCLUDE = {
         "cpu/parallel.h",
         "cpu/cell/",
     },
-    "cpu/sequence/": {"core/", "sequence/params.h", "cpu/isa.h", "cpu/acc_type.h", "cpu/sequence/"},
+    "cpu/sequence/": {"core/", "sequence/params.h", "cpu/isa.h", "cpu/acc_type.h", "cpu/parallel.h", "cpu/sequence/"},
     "cuda/ptx/": {"core/", "cuda/ptx/"},
     "cuda/blocks/": {"core/", "cuda/ptx/", "cuda/plan/types.h", "cuda/blocks/"},
     "cuda/plan/": {"cuda/plan/"},

@@ -7,9 +7,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cpu/parallel.h"
 #include "cpu/sequence/kernels.h"
 
 #ifdef _OPENMP
@@ -19,8 +21,8 @@
 namespace rnn_ext::cpu {
 namespace {
 
-// Multiply-adds up to which one thread does the work of a call, and of a step if its threads wait for one another.
-constexpr int64_t kSerialWork = 1 << 18, kSerialStep = 1 << 14;
+// Multiply-adds of a step up to which its threads don't wait for one another.
+constexpr int64_t kSerialStep = 1 << 14;
 constexpr int64_t kMostThreads = 64;
 // Rows of a block of steps: enough for the products with X and dZ to run at full speed, few enough for the L2 cache.
 constexpr int64_t kForwardRows = 384, kBackwardRows = 256;
@@ -39,7 +41,7 @@ Threads choose_threads(const Steps& steps, int64_t input_size, int64_t hidden_si
 #ifdef _OPENMP
   const int64_t work = steps.steps * steps.batch * hidden_size * (input_size + hidden_size);
   const int threads =
-      static_cast<int>(std::min({static_cast<int64_t>(at::get_num_threads()), kMostThreads, 1 + work / kSerialWork}));
+      static_cast<int>(std::min({static_cast<int64_t>(at::get_num_threads()), kMostThreads, 1 + work / serial_work()}));
   if (threads == 1 || at::in_parallel_region()) return {1, 1};
   const bool share = hidden_size * hidden_size * static_cast<int64_t>(element_size) > kSharedBytes;
   const int groups = share ? 1 : static_cast<int>(std::clamp<int64_t>(steps.batch / kGroupRows, 1, threads));
@@ -114,6 +116,21 @@ at::TensorBase allocate(int64_t elements) {  // by PyTorch, so that its profiler
   return at::detail::empty_cpu({elements}, c10::CppTypeToScalarType<S>::value);
 }
 
+// Runs the kernel in its memory: the calling thread's own where that is enough.
+template <typename Job, typename Size, typename Kernel>
+void run_within_memory(Job& job, const Size& size, const Kernel& kernel) {
+  using S = std::remove_pointer_t<decltype(job.memory)>;
+  const int64_t elements = size(job);
+  at::TensorBase memory;
+  if (elements * int64_t{sizeof(S)} <= kScratchBytes) {
+    job.memory = static_cast<S*>(scratch_memory());
+  } else {
+    memory = allocate<S>(elements);
+    job.memory = memory.template mutable_data_ptr<S>();
+  }
+  run(job, kernel);
+}
+
 }  // namespace
 
 template <typename T>
@@ -126,9 +143,8 @@ void rnn_layer_forward(const LayerForwardParams<T>& p) {
   const auto rows = divide_rows(p.steps, threads.groups);
   const int64_t block = std::min(p.steps.steps, std::max<int64_t>(kForwardRows / B, 1));
   LayerForward<T> job = {p, {threads.groups, threads.members, rows.data(), block}, nullptr};
-  const auto memory = allocate<acc_t<T>>(kernels<T>().layer.forward_memory(job));
-  job.memory = memory.template mutable_data_ptr<acc_t<T>>();
-  run(job, kernels<T>().layer.forward);
+  const LayerKernels<T>& layer = kernels<T>().layer;
+  run_within_memory(job, layer.forward_memory, layer.forward);
 }
 
 template <typename T>
@@ -154,11 +170,10 @@ void rnn_layer_backward(LayerBackwardParams<T>& p, const std::function<void()>& 
   const bool in_parts = weights_are_large<T>(I, H) && p.steps.steps * B <= kRowsInParts;
   const int64_t block = in_parts ? p.steps.steps : std::min(p.steps.steps, std::max<int64_t>(kBackwardRows / B, 1));
   const Division division = {threads.groups, threads.members, rows.data(), block};
+  const LayerKernels<T>& layer = kernels<T>().layer;
   const auto run_part = [&](BackwardPart part, const Rows<T>& dz) {
     LayerBackward<T> job = {p, division, nullptr, part, dz};
-    const auto memory = allocate<acc_t<T>>(kernels<T>().layer.backward_memory(job));
-    job.memory = memory.template mutable_data_ptr<acc_t<T>>();
-    run(job, kernels<T>().layer.backward);
+    run_within_memory(job, layer.backward_memory, layer.backward);
   };
   if (!in_parts) {
     take_weights();
