@@ -184,7 +184,8 @@ void rnn_layer_backward(LayerBackwardParams<T>& p, const std::function<void()>& 
   Rows<T> dz = p.grad_input;  // dX takes dz's place in the end
   if (!dz.data || I < H) {
     memory = allocate<T>(p.steps.steps * B * H);
-    dz = {memory.template mutable_data_ptr<T>(), p.steps.begins ? H : B * H, H};
+    const bool flat = p.steps.begins || p.steps.firsts;  // packed or jagged: the tables count single rows
+    dz = {memory.template mutable_data_ptr<T>(), flat ? H : B * H, H};
   }
   run_part(BackwardPart::kSteps, dz);
   take_weights();
