@@ -10,9 +10,6 @@
 #include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
 
-#include <algorithm>
-#include <vector>
-
 #include "cuda/sequence/params.h"
 #include "operators/device_type.h"
 #include "sequence/ops.h"
@@ -27,9 +24,10 @@ class DeviceSteps {
       : tables_(data, options), steps_(tables_.steps()) {
     const auto numbers = [&](const int64_t* table, int64_t size) { return table != nullptr ? size : 0; };
     const int64_t counts = numbers(steps_.counts, steps_.steps), begins = numbers(steps_.begins, steps_.steps),
-                  order = numbers(steps_.order, steps_.batch);
-    if (counts + begins + order == 0) return;
-    memory_ = at::empty({counts + begins + order}, data.options().dtype(at::kLong));
+                  order = numbers(steps_.order, steps_.batch), firsts = numbers(steps_.firsts, steps_.batch);
+    const int64_t all = counts + begins + order + firsts;
+    if (all == 0) return;
+    memory_ = at::empty({all}, data.options().dtype(at::kLong));
     int64_t* next = memory_.mutable_data_ptr<int64_t>();
     const auto write = [&](const int64_t*& table, int64_t size) {
       if (table == nullptr) return;
@@ -40,6 +38,7 @@ class DeviceSteps {
     write(steps_.counts, counts);
     write(steps_.begins, begins);
     write(steps_.order, order);
+    write(steps_.firsts, firsts);
   }
 
   const Steps& host() const { return tables_.steps(); }
@@ -54,12 +53,13 @@ class DeviceSteps {
 // Steps [begin, begin + steps) of `all`, for rows that start at the first of them.
 inline Steps steps_from(const Steps& all, int64_t begin, int64_t steps) {
   const auto from = [&](const int64_t* table) { return table != nullptr ? table + begin : nullptr; };
-  return {steps, all.batch, from(all.counts), from(all.begins), all.order};
+  return {steps, all.batch, from(all.counts), from(all.begins), all.order, all.firsts};
 }
 
 // The same steps of the layer's data; `begin` as Steps has it.
 inline Tensor data_of_steps(const Tensor& data, const LayerOptions& options, const Steps& host, int64_t begin,
                             int64_t steps) {
+  if (begin == 0 && steps == host.steps && options.is_flat(data.dim())) return data;
   if (!options.batch_sizes.has_value()) return data.narrow(options.batch_first ? 1 : 0, begin, steps);
   const int64_t last = begin + steps - 1;
   return data.narrow(0, host.begin(begin), host.begin(last) + host.count(last) - host.begin(begin));
@@ -68,126 +68,13 @@ inline Tensor data_of_steps(const Tensor& data, const LayerOptions& options, con
 // (rows of all steps, features), whatever the layout: a view where data is contiguous.
 inline Tensor all_rows(const Tensor& data) { return data.flatten(0, -2); }
 
-// z is there for as many steps at a time as this many bytes hold, or for one.
+// z is there for as many steps at a time as this many bytes hold, or for one; of jagged data, for all.
 constexpr int64_t kMostBytesOfZ = int64_t{256} << 20;
 
-// Jagged data in the order of packed data, which the kernels have addresses for: the rows of each step together, and of
-// the batch those that have a step, the longest first.
-class JaggedAsPacked {
- public:
-  template <class Device>
-  JaggedAsPacked(const Device& device, const Tensor& data, const LayerOptions& options) {
-    const StepTables tables(data, options);
-    const Steps& steps = tables.steps();
-    const int64_t batch = steps.steps > 0 ? steps.count(0) : 0;
-    std::vector<int64_t> rows;
-    rows.reserve(data.size(0));
-    for (int64_t t = 0; t < steps.steps; ++t) {
-      for (int64_t b = 0; b < steps.count(t); ++b) rows.push_back(steps.begin(t) + steps.first(b));
-    }
-    const auto on_device = [&](const int64_t* numbers, int64_t size) {
-      auto table = at::empty({size}, data.options().dtype(at::kLong));
-      if (size > 0) device.write_table(numbers, size, table.template mutable_data_ptr<int64_t>());
-      return table;
-    };
-    rows_ = on_device(rows.data(), static_cast<int64_t>(rows.size()));
-    order_ = on_device(steps.order, batch);
-    auto sizes = at::empty({steps.steps}, at::kLong);
-    std::copy_n(steps.counts, steps.steps, sizes.mutable_data_ptr<int64_t>());
-    batch_sizes_ = sizes;
-  }
-
-  bool empty() const { return batch_sizes_->numel() == 0; }
-  LayerOptions options(const LayerOptions& of) const {
-    return {of.nonlinearity, of.reverse, false, none_, batch_sizes_};
-  }
-  Tensor data(const Tensor& t) const { return t.index_select(0, rows_); }
-  OptTensor data(const OptTensor& t) const { return t.has_value() ? OptTensor(data(*t)) : std::nullopt; }
-  OptTensor state(const OptTensor& t) const {
-    return t.has_value() ? OptTensor(t->index_select(0, order_)) : std::nullopt;
-  }
-  // And back. Rows of the batch without a step keep the other state, or zeros.
-  void data_to(Tensor to, const Tensor& packed) const { to.index_copy_(0, rows_, packed); }
-  void state_to(Tensor to, const Tensor& packed, const OptTensor& other) const {
-    other.has_value() ? to.copy_(*other) : to.zero_();
-    if (!empty()) to.index_copy_(0, order_, packed);
-  }
-
- private:
-  Tensor rows_, order_;
-  OptTensor batch_sizes_;
-  const OptTensor none_;
-};
-
-inline bool is_jagged(const Tensor& data, const LayerOptions& options) {
-  return options.lengths.has_value() && options.is_flat(data.dim());
-}
-
 template <class Device>
 std::tuple<Tensor, Tensor> layer_forward_on(const Device& device, const LayerArguments& a, Nonlinearity nonlinearity,
-                                            int64_t most_bytes_of_z = kMostBytesOfZ);
-
-template <class Device>
-std::vector<Tensor> layer_backward_on(const Device& device, const LayerBackwardArguments& a, Nonlinearity nonlinearity);
-
-template <class Device>
-std::tuple<Tensor, Tensor> jagged_forward_on(const Device& device, const LayerArguments& a, Nonlinearity nonlinearity,
-                                             int64_t most_bytes_of_z) {
-  const JaggedAsPacked as_packed(device, a.input, a.options);
-  auto [output, h_n] = empty_layer_outputs(a);
-  Tensor packed_h_n;
-  if (!as_packed.empty()) {
-    const auto hx = as_packed.state(a.hx);
-    const auto input = as_packed.data(a.input);
-    const auto found = layer_forward_on(
-        device, {input, hx, a.weight_ih, a.weight_hh, a.bias_ih, a.bias_hh, as_packed.options(a.options)}, nonlinearity,
-        most_bytes_of_z);
-    as_packed.data_to(output, std::get<0>(found));
-    packed_h_n = std::get<1>(found);
-  }
-  as_packed.state_to(h_n, packed_h_n, a.hx);
-  return {output, h_n};
-}
-
-template <class Device>
-std::vector<Tensor> jagged_backward_on(const Device& device, const LayerBackwardArguments& a,
-                                       Nonlinearity nonlinearity) {
-  const JaggedAsPacked as_packed(device, a.output, a.options);
-  auto gradients = empty_layer_gradients(a);
-  if (as_packed.empty()) {
-    for (const auto& gradient : gradients) {
-      if (gradient.defined()) gradient.zero_();
-    }
-    if (gradients[kGradHx].defined()) as_packed.state_to(gradients[kGradHx], {}, a.grad_h_n);
-    return asked_gradients(gradients);
-  }
-  const auto grad_output = as_packed.data(a.grad_output), input = as_packed.data(a.input);
-  const auto grad_h_n = as_packed.state(a.grad_h_n), hx = as_packed.state(a.hx);
-  const auto output = as_packed.data(a.output);
-  const auto found = layer_backward_on(
-      device,
-      {grad_output, grad_h_n, output, input, hx, a.weight_ih, a.weight_hh, as_packed.options(a.options), a.output_mask},
-      nonlinearity);
-  auto next = found.begin();
-  for (size_t i = 0; i < kNumGradients; ++i) {
-    if (!a.output_mask[i]) continue;
-    const Tensor packed = *next++;
-    if (i == kGradInput) {
-      as_packed.data_to(gradients[i], packed);
-    } else if (i == kGradHx) {
-      as_packed.state_to(gradients[i], packed, a.grad_h_n);
-    } else {
-      gradients[i] = packed;
-    }
-  }
-  return asked_gradients(gradients);
-}
-
-template <class Device>
-std::tuple<Tensor, Tensor> layer_forward_on(const Device& device, const LayerArguments& a, Nonlinearity nonlinearity,
-                                            int64_t most_bytes_of_z) {
+                                            int64_t most_bytes_of_z = kMostBytesOfZ) {
   const LayerOptions& options = a.options;
-  if (is_jagged(a.input, options)) return jagged_forward_on(device, a, nonlinearity, most_bytes_of_z);
   const DeviceSteps tables(device, a.input, options);
   const Steps &host = tables.host(), &steps = tables.device();
   check_batch(host, a.hx, "hx");
@@ -202,7 +89,8 @@ std::tuple<Tensor, Tensor> layer_forward_on(const Device& device, const LayerArg
   Tensor bias = a.bias_ih.has_value() ? a.bias_ih->to(sums.dtype()) : Tensor();
   if (a.bias_hh.has_value()) bias = bias.defined() ? bias + *a.bias_hh : a.bias_hh->to(sums.dtype());
   const int64_t bytes = std::max<int64_t>(1, host.batch * H * static_cast<int64_t>(sums.dtype().itemsize()));
-  const int64_t at_a_time = std::min(host.steps, std::max<int64_t>(1, most_bytes_of_z / bytes));
+  const bool jagged = host.firsts != nullptr;
+  const int64_t at_a_time = jagged ? host.steps : std::min(host.steps, std::max<int64_t>(1, most_bytes_of_z / bytes));
 
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, a.input.scalar_type(), "rnn_layer",
                                   [&, &output = output, &h_n = h_n] {
@@ -260,7 +148,6 @@ template <class Device>
 std::vector<Tensor> layer_backward_on(const Device& device, const LayerBackwardArguments& a,
                                       Nonlinearity nonlinearity) {
   const LayerOptions& options = a.options;
-  if (is_jagged(a.output, options)) return jagged_backward_on(device, a, nonlinearity);
   const DeviceSteps tables(device, a.output, options);
   const Steps &host = tables.host(), &steps = tables.device();
   check_batch(host, a.hx, "hx");
@@ -268,7 +155,7 @@ std::vector<Tensor> layer_backward_on(const Device& device, const LayerBackwardA
   const auto gradients = empty_layer_gradients(a);
   const auto asked = asked_gradients(gradients);
   if (asked.empty()) return asked;
-  const bool padded = options.lengths.has_value();
+  const bool padded = options.lengths.has_value() && !options.is_flat(a.output.dim());
   const int64_t H = a.output.size(-1);
   const auto empty = [&] {
     return padded ? at::zeros(a.output.sizes(), a.output.options()) : at::empty(a.output.sizes(), a.output.options());

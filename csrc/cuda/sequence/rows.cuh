@@ -65,7 +65,10 @@ __global__ void __launch_bounds__(kRowThreads) copy_previous_states(PreviousStat
   const auto count = [&](int64_t step) { return p.steps.counts != nullptr ? p.steps.counts[step] : p.steps.batch; };
   const auto offset = [&](int64_t step, int64_t b, const auto& rows) {
     return (p.steps.begins != nullptr ? p.steps.begins[step] : step) * rows.step_stride +
-           (p.steps.order != nullptr ? p.steps.order[b] : b) * rows.row_stride;
+           (p.steps.firsts != nullptr  ? p.steps.firsts[b]
+            : p.steps.order != nullptr ? p.steps.order[b]
+                                       : b) *
+               rows.row_stride;
   };
   const int64_t before = p.reverse ? t + 1 : t - 1;
   const int64_t with_one = before < 0 || before >= p.steps.steps ? 0 : count(before);

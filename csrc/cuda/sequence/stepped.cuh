@@ -27,7 +27,8 @@ namespace rnn_ext::cuda {
 // What becomes of the sums: h_t, dz_t, or dh_0, which they are.
 enum class StepKind { kForward, kBackward, kGradHx };
 
-// Rows "by place" are in the data's order, the others in that of the steps.
+// Rows "by place" are in the data's order, and so, of all steps, those of the data, which jagged data has elsewhere;
+// the others are in that of the steps.
 template <typename T>
 struct StepParams {
   using Acc = Accumulator<T>;
@@ -37,9 +38,10 @@ struct StepParams {
   Nonlinearity nonlinearity;   // forward
   Derivative<Acc> derivative;  // backward
   int64_t rows, hidden_size;
-  const int64_t* order;  // of rows: their place; null: the same
-  bool vectors;          // all rows but the state's, too, are of whole vectors, at multiples of 16 bytes
-  T* result;             // h_t, dz_t, dh_0: by place
+  const int64_t* order;   // of rows: their place; null: the same
+  const int64_t* firsts;  // of rows: where they are in the data; null: at their place
+  bool vectors;           // all rows but the state's, too, are of whole vectors, at multiples of 16 bytes
+  T* result;              // h_t, dz_t, dh_0: by place
   int64_t result_stride;
   T* state;  // the same for the next step; null: there is none
   int64_t state_stride;
@@ -84,25 +86,26 @@ __device__ __forceinline__ void finish_step(const StepParams<T>& p, int64_t row,
                                             Accumulator<T> (&sums)[kColumns]) {
   using Acc = Accumulator<T>;
   const int64_t place = p.order != nullptr ? p.order[row] : row;
+  const int64_t in_data = p.firsts != nullptr ? p.firsts[row] : place;
   Vector<T, 16> v;
   if (p.kind == StepKind::kForward) {
     Acc z[kColumns];
-    load_columns(z, p.z + place * p.z_stride + column, 1, columns, p.vectors);
+    load_columns(z, p.z + in_data * p.z_stride + column, 1, columns, p.vectors);
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) v.v[i] = activate<T>(z[i] + sums[i], p.nonlinearity);
   } else {
     Acc term[kColumns];
-    const auto add = [&](const Matrix<T>& m) {
-      load_columns(term, element(m, place, column), m.col_stride, columns, p.vectors);
+    const auto add = [&](const Matrix<T>& m, int64_t at) {
+      load_columns(term, element(m, at, column), m.col_stride, columns, p.vectors);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) sums[i] += term[i];
     };
-    if (p.grad_output.data != nullptr) add(p.grad_output);
+    if (p.grad_output.data != nullptr) add(p.grad_output, in_data);
     if (p.grad_h_n.data != nullptr && (row >= p.entering || RNN_EXT_PLANTED(step_gradient_of_every_row))) {
-      add(p.grad_h_n);
+      add(p.grad_h_n, place);
     }
     if (p.kind == StepKind::kBackward) {
-      load_columns(term, element(p.output, place, column), p.output.col_stride, columns, p.vectors);
+      load_columns(term, element(p.output, in_data, column), p.output.col_stride, columns, p.vectors);
 #pragma unroll
       for (int i = 0; i < kColumns; ++i) sums[i] = p.derivative.dz(sums[i], term[i]);
     }
@@ -119,7 +122,7 @@ __device__ __forceinline__ void finish_step(const StepParams<T>& p, int64_t row,
       }
     }
   };
-  store(p.result + place * p.result_stride);
+  store(p.result + in_data * p.result_stride);
   if (p.state != nullptr) store(p.state + row * p.state_stride);
   if (p.last != nullptr && row >= p.ending) store(p.last + (p.last_by_place ? place : row) * p.last_stride);
 }
@@ -203,7 +206,7 @@ cudaError_t launch_step(std::integer_sequence<int, kRows...>, const StepParams<T
 template <typename T>
 class SteppedWalk {
  public:
-  SteppedWalk(const SequenceCase& c, const Steps& host, const int64_t* order, bool from_the_end,
+  SteppedWalk(const SequenceCase& c, const Steps& host, const Steps& on_device, bool from_the_end,
               const SequencePlan& plan, void* workspace, cudaStream_t stream)
       : layout_(c),
         host_(host),
@@ -211,7 +214,8 @@ class SteppedWalk {
         plan_(plan),
         bytes_(static_cast<char*>(workspace)),
         stream_(stream) {
-    q_.order = order;
+    q_.order = on_device.order;
+    q_.firsts = on_device.firsts;
     q_.hidden_size = c.hidden_size;
     q_.state_stride = layout_.stride;
   }
@@ -306,7 +310,7 @@ cudaError_t launch_stepped_forward(const RecurrenceForwardParams<T>& p, const St
                                    void* workspace, cudaStream_t stream) {
   const SequenceCase c = recurrence_case(p);
   const int64_t B = c.batch, H = c.hidden_size;
-  SteppedWalk<T> walk(c, host, p.steps.order, p.reverse, plan, workspace, stream);
+  SteppedWalk<T> walk(c, host, p.steps, p.reverse, plan, workspace, stream);
   cudaError_t e = walk.read_weight(p.weight_hh, c.packs_weight);
   if (e != cudaSuccess) return e;
   // A row that comes in at a later step must find hx in whichever state that step reads.
@@ -333,7 +337,7 @@ cudaError_t launch_stepped_backward(const RecurrenceBackwardParams<T>& p, const 
                                     void* workspace, cudaStream_t stream) {
   const SequenceCase c = recurrence_case(p);
   const int64_t B = c.batch, H = c.hidden_size, B_first = host.steps > 0 ? host.count(0) : 0;
-  SteppedWalk<T> walk(c, host, p.steps.order, !p.reverse, plan, workspace, stream);
+  SteppedWalk<T> walk(c, host, p.steps, !p.reverse, plan, workspace, stream);
   cudaError_t e = walk.read_weight(transposed(p.weight_hh), c.packs_weight);
   if (e != cudaSuccess) return e;
   e = launch_spread_rows(SpreadRows<T>{{}, nullptr, {walk.state(0), walk.state(1)}, walk.stride(), nullptr, 0, B, H},
@@ -368,6 +372,7 @@ cudaError_t launch_stepped_backward(const RecurrenceBackwardParams<T>& p, const 
   q.result = p.grad_hx;
   q.result_stride = H;
   q.state = q.last = nullptr;
+  q.firsts = nullptr;
   q.grad_output = q.grad_h_n = q.output = {};
   return walk.launch(false);
 }

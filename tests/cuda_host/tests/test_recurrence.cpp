@@ -21,7 +21,7 @@ using check::Layout;
 using check::Operand;
 using check::Result;
 
-enum class Data { kTimeFirst, kBatchFirst, kPacked, kLengths, kLengthsBatchFirst };
+enum class Data { kTimeFirst, kBatchFirst, kPacked, kLengths, kLengthsBatchFirst, kJagged };
 
 struct Case {
   int64_t steps, batch, hidden_size;
@@ -72,6 +72,13 @@ class Tables {
       order_.reset(new int64_t[c.batch]);
       std::copy(order.begin(), order.end(), order_.get());
       steps_.order = order_.get();
+      if (c.data != Data::kJagged) return;
+      rows_ = rows;
+      firsts_.reset(new int64_t[c.batch]);
+      for (int64_t b = 0; b < c.batch; ++b) {
+        firsts_[b] = std::accumulate(lengths.begin(), lengths.begin() + order[b], int64_t{0});
+      }
+      steps_.firsts = firsts_.get();
     }
   }
 
@@ -81,7 +88,7 @@ class Tables {
  private:
   Steps steps_{};
   int64_t rows_;
-  std::unique_ptr<int64_t[]> counts_, begins_, order_;
+  std::unique_ptr<int64_t[]> counts_, begins_, order_, firsts_;
 };
 
 // Rows of a case's data: NaN, or random where a step has them.
@@ -91,7 +98,8 @@ class Buffer {
   Buffer(const Case& c, const Tables& tables, int col_stride = 1) : tables_(tables), size_(c.hidden_size) {
     const int64_t row = size_ * col_stride + c.padding;
     const bool batch_first = c.data == Data::kBatchFirst || c.data == Data::kLengthsBatchFirst;
-    rows_.step_stride = c.data == Data::kPacked ? row : batch_first ? row : row * c.batch;
+    const bool flat = c.data == Data::kPacked || c.data == Data::kJagged;
+    rows_.step_stride = flat || batch_first ? row : row * c.batch;
     rows_.row_stride = batch_first ? row * c.steps : row;
     rows_.col_stride = col_stride;
     elements_ = tables.rows() > 0 ? (tables.rows() - 1) * row + (size_ - 1) * col_stride + 1 : 0;
@@ -304,6 +312,8 @@ const Case kCases[] = {
     {5, 19, 16, Data::kLengths, 0, Layout::kPaddedRows, Nonlinearity::kTanh, false, true},
     {4, 9, 33, Data::kLengthsBatchFirst, 3, Layout::kEverySecond, Nonlinearity::kRelu, true, true, 3},
     {3, 7, 72, Data::kLengths, 0, Layout::kContiguous, Nonlinearity::kTanh, true, false, 4},
+    {5, 6, 24, Data::kJagged, 0, Layout::kContiguous, Nonlinearity::kTanh, false, true},
+    {4, 5, 9, Data::kJagged, 2, Layout::kTransposed, Nonlinearity::kRelu, true, true, 7},
     {2, 67, 72, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, true, false, 6},
     {2, 0, 5, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, false, true},
     {2, 2, 140, Data::kBatchFirst, 4, Layout::kContiguous, Nonlinearity::kTanh, false, true, 2},
