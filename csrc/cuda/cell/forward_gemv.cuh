@@ -11,33 +11,13 @@
 // in that time the first weights are fetched to L2; nothing is read before that kernel has ended.
 #pragma once
 #include "cuda/blocks/epilogue.cuh"
+#include "cuda/blocks/lanes.cuh"
 #include "cuda/cell/forward.cuh"
 #include "cuda/ptx/ptx_sm90.cuh"
 
 namespace rnn_ext::cuda {
 
 // ---- kernel ---------------------------------------------------------------------------------------------------------
-
-// The sums of N values over the lanes of a warp, in an order that depends on nothing else. Lane l returns the sum of
-// value l * N / 32; N is a power of two up to 32. Each step halves what a lane still has to add.
-template <int N, int kOffset = 16, typename Acc>
-__device__ __forceinline__ Acc sum_over_lanes(const Acc (&values)[N]) {
-  if constexpr (kOffset == 0) {
-    return values[0];
-  } else if constexpr (N == 1) {
-    const Acc sum[1] = {values[0] + __shfl_xor_sync(0xffffffffu, values[0], kOffset)};
-    return sum_over_lanes<1, kOffset / 2>(sum);
-  } else {
-    const bool upper = (threadIdx.x & kOffset) != 0;
-    Acc left[N / 2];
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) {
-      const Acc low = values[i], high = values[i + N / 2];
-      left[i] = (upper ? high : low) + __shfl_xor_sync(0xffffffffu, upper ? low : high, kOffset);
-    }
-    return sum_over_lanes<N / 2, kOffset / 2>(left);
-  }
-}
 
 // kBytes: 16 where all operands allow it, else the size of an element, at any strides.
 template <typename T, int kBatch, int kRows, int kBytes>
@@ -167,7 +147,7 @@ __global__ void __launch_bounds__(kForwardGemvWarps * 32, kBatch > 8 ? 1 : 2)
     for (int i = 0; i < G::kPerRound; ++i) {
       values[i] = acc[(round * G::kPerRound + i) / kBatch][(round * G::kPerRound + i) % kBatch];
     }
-    const Acc sum = sum_over_lanes(values);
+    const Acc sum = sum_over_lanes<32>(values).v[0];
     if (lane % G::kLanesPerValue == 0) smem.sums[warp][round * G::kPerRound + lane / G::kLanesPerValue] = sum;
   }
   if (!RNN_EXT_PLANTED(no_gemv_barrier)) __syncthreads();
