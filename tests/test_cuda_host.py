@@ -71,6 +71,7 @@ IN_FORWARD_GEMV = r"forward_gemv\.cuh:\d+"
 IN_TILED = r"forward_tiled\.cuh:\d+"
 IN_EPILOGUE = r"(epilogue|operand)\.cuh:\d+"
 IN_OPERAND = r"operand\.cuh:\d+"
+IN_RESIDENT = r"resident\.cuh:\d+"
 IN_WGMMA = r"\w*wgmma\.cuh:\d+"
 IN_RECURRENCE = r"sequence/\w+\.(cuh|cu):\d+"
 AT_EXIT = r"scribble\(.*\n.* thread_main"  # with an arrival of which the sanitizer keeps no stack
@@ -125,6 +126,18 @@ FAULTS = {
     ),
     "step_one_state": ("recurrence_stepped_16x16", {"plain": WRONG, "tsan": IN_RECURRENCE + r"|operand\.cuh:\d+"}),
     "step_z_of_another": ("recurrence_stepped_16x16", {"plain": WRONG}),
+    "resident_no_weight_edge": ("recurrence_resident_4", {"asan": IN_RESIDENT}),
+    "resident_state_not_cleared": ("recurrence_resident_256", {"plain": WRONG}),
+    "resident_no_length": ("recurrence_resident_256", {"asan": IN_RESIDENT}),
+    "resident_no_first_barrier": ("recurrence_resident_4", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "resident_no_step_barrier": ("recurrence_resident_256", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "resident_one_state": ("recurrence_resident_256", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "resident_wrong_step": ("recurrence_resident_4", {"plain": WRONG}),
+    "resident_no_table_barrier": (
+        "recurrence_resident_256",
+        {"plain": r"deadlock: .* wait in \S+ at " + IN_RESIDENT, "tsan": IN_RESIDENT},
+    ),
+    "resident_zeros_multiplied": ("recurrence_resident_infinities", {"plain": WRONG}),
     "no_row_bound": ("mainloop_simt_float", {"asan": IN_OPERAND}),
     "no_k_bound": ("mainloop_tensor_core_half", {"plain": WRONG, "asan": IN_OPERAND}),
     "ragged_tail_not_cleared": ("mainloop_tensor_core_half", {"plain": WRONG}),
@@ -334,6 +347,18 @@ REQUIRED = {
             ("bfloat16", ["FFMA", r"MUFU\.TANH"], [r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.16816\.F32\.BF16"]),
         )
     },
+    **{
+        f"{direction}_resident_{dtype}.cu": {
+            "sm_80": [r"LDS\.128", r"LDG\.E\.128", *at_80],
+            "sm_90a": [r"CCTL\.E\.PF2"],
+        }
+        for direction in ("forward", "backward")
+        for dtype, at_80 in (
+            ("float", ["FFMA", r"HMMA\.1688\.F32\.TF32"]),
+            ("half", [r"HMMA\.16816\.F32 "]),
+            ("bfloat16", [r"HMMA\.16816\.F32\.BF16"]),
+        )
+    },
     "forward_wgmma.cu": {
         "sm_90a": [
             r"UTMALDG\.2D ",
@@ -405,6 +430,8 @@ def required(file: str, arch: str) -> list[str]:
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("file", [*SOURCES, build.TESTS / "golden.cu"], ids=lambda f: f.name)
 def test_compiled_code(file: Path, arch: str) -> None:
+    if arch == "sm_75" and "_resident_" in file.name:
+        pytest.skip("from sm_80 on: what is compiled below is never launched")
     code = cubin.built_or_compiled(file, arch)
     kernels = cubin.resources(code)
     assert kernels or file.name in LAUNCHERS

@@ -331,17 +331,37 @@ def test_a_backward_kernel_that_cannot_take_the_case_is_refused(explain, case, k
         explain(case, RNN_EXT_BACKWARD_KERNEL=kernel)
 
 
-# The largest H whose U stays on the chip, by DESIGN's tables of an H100: in one block, 8, and 132.
+# The largest H whose U stays on an H100's chip: in one block, 8, and 132.
 @pytest.mark.parametrize(
-    "dtype, resident, cluster, grid",
-    [("float32", 226, 640, 2599), ("bfloat16", 320, 905, 3676), ("float64", 160, 452, 1838)],
+    "dtype, limits",
+    [
+        ("float32", {"resident_1": 256, "resident_8": 256, "cluster": 640, "grid": 2599}),
+        ("bfloat16", {"resident_256": 256, "resident_384": 384, "cluster": 905, "grid": 3676}),
+        ("float64", {"cluster": 452, "grid": 1838}),
+    ],
 )
-def test_explain_of_a_sequence_names_the_families_and_their_limits(dtype, resident, cluster, grid):
-    for family, most in (("resident", resident), ("cluster", cluster), ("grid", grid)):
+def test_explain_of_a_sequence_names_the_families_and_their_limits(dtype, limits):
+    for family, most in limits.items():
         fits = report.explain_sequence(["50", "16", "8", str(most), dtype], "h100")
         beyond = report.explain_sequence(["50", "16", "8", str(most + 1), dtype], "h100")
         assert not re.search(rf"  {family} .*U fits", fits)
         assert f"U fits up to H = {most}, not {most + 1}" in re.search(rf"^ .*  {family} .*$", beyond, re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize(
+    "case, kernel",
+    [
+        ("50 1 8 256 float32 h100", "resident_1 .*1 launch of 1 blocks of 512 threads, 1 rows each"),
+        ("50 1000 8 64 float32 h100", "resident_8 .*1 launch of 125 blocks of 128 threads, 8 rows each"),
+        ("50 64 8 256 bfloat16 h100", "resident_256 "),
+        ("50 64 8 320 float16 a100", "resident_384 "),
+        ("50 64 8 256 float64 h100", "stepped_"),
+        ("50 64 8 256 float16 t4", "stepped_"),
+    ],
+)
+def test_the_kernel_of_a_sequence(case, kernel):
+    *words, gpu = case.split()
+    assert len(re.findall(f"a step runs: {kernel}", report.explain_sequence(words, gpu))) == 2
 
 
 @pytest.mark.parametrize("gpu", GPUS)
@@ -349,8 +369,8 @@ def test_explain_of_a_sequence_names_the_families_and_their_limits(dtype, reside
 def test_every_gpu_has_a_kernel_for_every_sequence(gpu, dtype):
     for sizes in ["1 1 1 1", "50 16 1760 1760", "7 300 3 5001"]:
         text = report.explain_sequence([*sizes.split(), dtype], gpu)
-        assert re.search(r"^forward, a step runs: stepped_", text, re.MULTILINE)
-        assert re.search(r"^backward, a step runs: stepped_", text, re.MULTILINE)
+        assert re.search(r"^forward, a step runs: (stepped|resident)_", text, re.MULTILINE)
+        assert re.search(r"^backward, a step runs: (stepped|resident)_", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

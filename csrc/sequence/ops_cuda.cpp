@@ -46,9 +46,11 @@ class Gpu {
 
   template <typename Params, typename Launch>
   void run(const Params& p, Launch launch) const {
+    cuda::SequenceCase c = cuda::recurrence_case(p);
+    c.tf32 = c.dtype == cuda::Dtype::kFloat && allows_tf32();
     cuda::SequencePlan plan;
     try {
-      plan = cuda::plan_sequence(cuda::recurrence_case(p), describe_device(guard_.current_device().index()),
+      plan = cuda::plan_sequence(c, describe_device(guard_.current_device().index()),
                                  std::getenv("RNN_EXT_SEQUENCE_KERNEL"));
     } catch (const std::invalid_argument& error) {
       TORCH_CHECK_VALUE(false, error.what());

@@ -50,7 +50,9 @@ def test_a_layer_gives_what_the_cpu_gives(layout, reverse, dtype, sizes):
         assert error <= {8: 1e-10, 4: 1e-4, 2: 5e-2}[dtype.itemsize]
 
 
-def test_a_layer_makes_no_copy_from_the_host_and_a_launch_a_step():
+@pytest.mark.parametrize("kernel, launches", [("stepped_16x16", 20), ("resident_256", 1)])
+def test_a_layer_makes_no_copy_from_the_host_and_a_launch_a_step_or_a_pass(monkeypatch, kernel, launches):
+    monkeypatch.setenv("RNN_EXT_SEQUENCE_KERNEL", kernel)
     x = torch.randn(20, 4, 32, device="cuda", dtype=torch.bfloat16)
     rnn = rnn_ext.RNN(32, 64, device="cuda", dtype=torch.bfloat16)
     lengths = [20, 3, 7, 0]
@@ -66,7 +68,7 @@ def test_a_layer_makes_no_copy_from_the_host_and_a_launch_a_step():
         torch.cuda.synchronize()
     names = [event.name for event in recorded.events() if event.device_type == DeviceType.CUDA]
     assert not [name for name in names if "HtoD" in name]
-    assert sum("recurrence_step" in name for name in names) == 2 * 20
+    assert sum("recurrence_step" in name or "_resident" in name for name in names) == 2 * launches
 
 
 @pytest.mark.parametrize("lengths", [None, [9, 2, 5]], ids=["padded", "lengths"])

@@ -103,8 +103,6 @@ double gemv_microseconds(const ForwardCase& c, const Device& d, int64_t blocks) 
 
 // ---- the candidates -------------------------------------------------------------------------------------------------
 
-constexpr const char* kNoTf32 = "PyTorch's setting for matmul does not allow tf32";
-
 // Why a kernel can't take the case; empty if it can.
 std::string why_not_gemv(const ForwardCase& c) {
   const int most = forward_gemv_max_batch(c.dtype);

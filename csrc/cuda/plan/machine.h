@@ -69,6 +69,8 @@ inline bool has_wgmma_code() {
 
 // ---- candidates -----------------------------------------------------------------------------------------------------
 
+constexpr const char* kNoTf32 = "PyTorch's setting for matmul does not allow tf32";
+
 inline std::string not_for(int compute_capability) {
   return "it is not for compute capability " + std::to_string(compute_capability / 10) + "." +
          std::to_string(compute_capability % 10);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cuda/plan/cell_forward.h"
+#include "cuda/plan/resident.h"
 #include "cuda/plan/types.h"
 
 namespace rnn_ext::cuda {
@@ -36,9 +37,9 @@ constexpr SteppedKernel kStepped[] = {
 // clang-format on
 constexpr int kNumStepped = static_cast<int>(sizeof(kStepped) / sizeof(kStepped[0]));
 
-// The other families keep U on the chip for the whole sequence: a launch, and no more reads of U from memory. What
-// bounds them is U's room: a multiprocessor's shared memory less what h and z take, times how many share U.
-struct ResidentFamily {
+// `resident`, in resident.h, has all of U in a block. The families that divide U over blocks hold more of it: a
+// multiprocessor's shared memory less what h and z take, times how many share U.
+struct SharedFamily {
   const char* name;
   int sharing;   // how many blocks have a part of U each; 0: all multiprocessors
   int first_sm;  // compute capability
@@ -53,12 +54,11 @@ struct ResidentFamily {
   }
 };
 
-constexpr ResidentFamily kResident[] = {
-    {"resident", 1, 80, false},  // a slice of the batch a block, none of which waits for another
-    {"cluster", 8, 90, false},   // the same a cluster, which exchanges h
-    {"grid", 0, 80, false},      // all of the batch, h through L2
+constexpr SharedFamily kShared[] = {
+    {"cluster", 8, 90, false},  // a slice of the batch a cluster, whose blocks exchange h
+    {"grid", 0, 80, false},     // all of the batch, h through L2
 };
-constexpr int kNumResident = static_cast<int>(sizeof(kResident) / sizeof(kResident[0]));
+constexpr int kNumShared = static_cast<int>(sizeof(kShared) / sizeof(kShared[0]));
 
 // ---- the choice -----------------------------------------------------------------------------------------------------
 
@@ -68,10 +68,11 @@ struct SequenceCase {
   Dtype dtype;
   bool backward = false;
   bool packs_weight = false;  // U is not read as it lies: its rows along K don't start at multiples of 16 bytes
+  bool tf32 = false;          // PyTorch allows tf32 in matrix products
 
   bool operator==(const SequenceCase& o) const {
     return steps == o.steps && batch == o.batch && hidden_size == o.hidden_size && dtype == o.dtype &&
-           backward == o.backward && packs_weight == o.packs_weight;
+           backward == o.backward && packs_weight == o.packs_weight && tf32 == o.tf32;
   }
 };
 
@@ -93,15 +94,24 @@ struct SteppedWorkspace {
 };
 
 struct SequencePlan {
-  enum class Family { kStepped, kResident };
+  enum class Family { kStepped, kResident, kShared };
   Family family = Family::kStepped;
-  int kernel = -1;     // the row of kStepped or kResident
-  bool early = false;  // a step's launch may overlap the end of the one before
+  int kernel = -1;     // the row of kStepped, kResident or kShared
+  bool early = false;  // stepped: a step's launch may overlap the end of the one before
+  int block_rows = 0;  // resident: a block's slice of the batch
   int64_t workspace_bytes = 0;
   double microseconds = 0;  // a step, by the model
 
-  bool takes(Dtype dtype) const { return family == Family::kResident || kStepped[kernel].takes(dtype); }
-  const char* name() const { return family == Family::kResident ? kResident[kernel].name : kStepped[kernel].name; }
+  bool takes(Dtype dtype) const {
+    return family == Family::kStepped    ? kStepped[kernel].takes(dtype)
+           : family == Family::kResident ? kResident[kernel].takes(dtype)
+                                         : true;
+  }
+  const char* name() const {
+    return family == Family::kStepped    ? kStepped[kernel].name
+           : family == Family::kResident ? kResident[kernel].name
+                                         : kShared[kernel].name;
+  }
 };
 
 // The best kernel by the model, or the one that `forced` names (null or empty: no force). Throws std::invalid_argument

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "cuda/sequence/launch.h"
+#include "cuda/sequence/resident.h"
 #include "cuda/sequence/rows.cuh"
 #include "cuda/sequence/stepped.h"
 
@@ -55,6 +56,9 @@ cudaError_t recurrence_forward(const RecurrenceForwardParams<T>& p, const Steps&
     case SequencePlan::Family::kStepped:
       return launch_stepped_forward(p, host, plan, workspace, stream);
     case SequencePlan::Family::kResident:
+      if constexpr (sizeof(T) < 8) return launch_resident_forward(p, plan.kernel, plan.block_rows, stream);
+      break;
+    case SequencePlan::Family::kShared:
       break;
   }
   return cudaErrorInvalidValue;
@@ -68,6 +72,9 @@ cudaError_t recurrence_backward(const RecurrenceBackwardParams<T>& p, const Step
     case SequencePlan::Family::kStepped:
       return launch_stepped_backward(p, host, plan, workspace, stream);
     case SequencePlan::Family::kResident:
+      if constexpr (sizeof(T) < 8) return launch_resident_backward(p, plan.kernel, plan.block_rows, stream);
+      break;
+    case SequencePlan::Family::kShared:
       break;
   }
   return cudaErrorInvalidValue;

@@ -54,9 +54,6 @@ void compare(const char* kernel, const char* what, const Case& c, int seed, cons
   }
 }
 
-// Of a product of operands rounded to tf32, 11 significant bits each.
-constexpr double kTf32ProductUnit = 0x1p-10;
-
 // launch(params) runs the kernel. `product_unit` is the relative error of a product beyond rounding: of operands that
 // the kernel rounds.
 template <typename T, typename Launch>
@@ -77,7 +74,7 @@ void test_forward(const char* name, const Case& c, Launch launch, double product
         z.add(b_ih(0, n));
         z.add(b_hh(0, n));
       }
-      const double rounded_operands = product_unit * z.magnitude / accumulator_unit<T> / (z.terms + 4);
+      const double rounded_operands = z.rounded_operands<T>(product_unit);
       // No f is steeper than 1, so the error of z bounds that of f(z), but for f's own: a few units in the last place,
       // and 2^-10.98 where a 16-bit output lets the kernel use tanh.approx.
       z.value = activate_reference(z.value, c.nonlinearity);

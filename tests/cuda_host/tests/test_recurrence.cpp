@@ -1,10 +1,13 @@
 // Every kernel of a recurrence on the host runtime, step by step against a float64 loop that starts from what the
 // kernel stored of the step before: padded, packed and ragged data, in buffers of exact size, with NaN in every gap and
 // in every row that a step does not have.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <string>
+#include <utility>
 
 #include "check.h"
 #include "kernels.h"
@@ -217,9 +220,11 @@ void test_forward(const RecurrenceKernel<T>& kernel, const Case& c) {
           for (int64_t k = 0; k < H && (before >= 0 || c.hx); ++k) {
             h.add((before >= 0 ? output(before, b, k) : hx(place, k)) * U(n, k));
           }
+          const double rounded_operands = h.rounded_operands<T>(kernel.product_unit);
           h.value = check::activate_reference(h.value, c.nonlinearity);
           // f's own error, as in test_kernels.cpp.
           h.magnitude += is_16_bit<T> ? std::fabs(h.value) * 0x1p-10 / check::accumulator_unit<T> / (h.terms + 4) : 1;
+          h.magnitude += rounded_operands;
           expect<T>(kernel.name, c, seed, "h", t, b, n, output(t, b, n), h);
         }
       }
@@ -281,6 +286,7 @@ void test_backward(const RecurrenceKernel<T>& kernel, const Case& c) {
           if (after >= 0) add_product(dz, after, b, n);
           if (after < 0 && p.grad_h_n.data != nullptr) dz.add(grad_h_n(place, n));
           const double slope = check::activate_backward_reference(1, output(t, b, n), c.nonlinearity);
+          dz.magnitude += dz.rounded_operands<T>(kernel.product_unit);
           // 1 - h² may be small, but is off by the rounding of h².
           dz.magnitude = dz.magnitude * std::fabs(slope) + std::fabs(dz.value);
           dz.value *= slope;
@@ -291,6 +297,7 @@ void test_backward(const RecurrenceKernel<T>& kernel, const Case& c) {
         Expected dh;
         if (first_step >= 0) {
           add_product(dh, first_step, b, n);
+          dh.magnitude += dh.rounded_operands<T>(kernel.product_unit);
         } else if (p.grad_h_n.data != nullptr) {
           dh.add(grad_h_n(place, n));
         }
@@ -321,6 +328,7 @@ const Case kCases[] = {
 
 template <typename T>
 void test_all(size_t index) {
+  if (!kRecurrenceKernels<T>[index].computes) return;
   for (const Case& c : kCases) {
     try {
       test_forward(kRecurrenceKernels<T>[index], c);
@@ -329,6 +337,70 @@ void test_all(size_t index) {
       check::report("%s", error.what());
     }
   }
+}
+
+// The largest H that each row of kResident takes, where shared memory is scarce and where it is not. Of one more, the
+// launch asks for more than there is.
+template <typename T>
+void test_resident_limits() {
+  for (const ResidentKernel& k : kResident) {
+    if (!k.takes(kDtype<T>)) continue;
+    const auto* const kernel =
+        std::find_if(std::begin(kRecurrenceKernels<T>), std::end(kRecurrenceKernels<T>),
+                     [&](const auto& candidate) { return candidate.name == std::string("recurrence_") + k.name; });
+    for (const size_t smem : {size_t{99 * 1024}, Device().smem_per_block}) {
+      Case c = {2, 3, 1, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, false, true};
+      while (k.fits(c.hidden_size + 1, kDtype<T>, 1, {90, 4, smem})) ++c.hidden_size;
+      emu::options.smem_limit = smem;
+      test_forward(*kernel, c);
+      if (k.smem_bytes(++c.hidden_size, kDtype<T>, 1) <= smem) continue;  // its threads are too many
+      const std::string error = check::error_of([&] { test_forward(*kernel, c); });
+      if (!check::contains(error, "more shared memory than the limit")) check::report("%s: %s", k.name, error.c_str());
+    }
+  }
+}
+
+TEST(recurrence_resident_limits) {
+  const int seeds = std::exchange(check::seeds, 1);
+  test_resident_limits<float>();
+  test_resident_limits<__half>();
+  check::seeds = seeds;
+}
+
+// Where there is no state yet, infinities of U are no matter.
+template <typename T>
+void test_resident_infinities() {
+  const std::vector<T> infinite(4, Dtype<T>::from(std::numeric_limits<double>::infinity()));
+  const std::vector<Accumulator<T>> z = {1, -1};
+  for (const RecurrenceKernel<T>& kernel : kRecurrenceKernels<T>) {
+    if (!check::contains(kernel.name, "resident") || !kernel.computes) continue;
+    Result<T> output(2), h_n(2), grad_z(2);
+    RecurrenceForwardParams<T> p{};
+    p.steps = {1, 1};
+    p.weight_hh = {infinite.data(), 2};
+    p.hidden_size = 2;
+    p.nonlinearity = Nonlinearity::kRelu;
+    p.z = {z.data(), 2, 2};
+    p.output = {output.data(), 2, 2};
+    p.h_n = h_n.data();
+    CHECK(kernel.forward(p, p.steps) == cudaSuccess);
+    RecurrenceBackwardParams<T> back{};
+    back.steps = p.steps;
+    back.weight_hh = p.weight_hh;
+    back.hidden_size = 2;
+    back.nonlinearity = Nonlinearity::kTanh;
+    back.output = {output.data(), 2, 2};
+    back.grad_z = {grad_z.data(), 2, 2};
+    CHECK(kernel.backward(back, p.steps) == cudaSuccess);
+    if (output[0] == 1 && output[1] == 0 && grad_z[0] == 0 && grad_z[1] == 0) continue;
+    check::report("%s: h is %g and %g, dz %g and %g, expected 1, 0, 0, 0", kernel.name, output[0], output[1], grad_z[0],
+                  grad_z[1]);
+  }
+}
+
+TEST(recurrence_resident_infinities) {
+  test_resident_infinities<float>();
+  test_resident_infinities<__half>();
 }
 
 TEST(recurrence_tables) {

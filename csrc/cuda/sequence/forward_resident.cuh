@@ -1,0 +1,85 @@
+// The recurrence forward, h_t = f(z_t + h_{t-1} Uᵀ) for all t in one launch: every block has all of U on the chip, and
+// a slice of the batch. Rows of the batch never meet, so no block waits for another, and a step costs what one
+// multiprocessor takes for it: a pass over U for each 8 rows (or 1, 2, 4: fp32), the nonlinearity, and one barrier.
+//
+// What limits a pass is how fast U and h come to what multiplies them. Half of U or more stays in registers, where it
+// costs nothing to come by; the rest, and h, are read from shared memory, 16 bytes a thread at a time. h has two
+// buffers: all threads read one while each writes its columns to the other. z_t is read into registers a whole pass
+// ahead, and brought to the L2 cache some steps before.
+#pragma once
+#include "cuda/sequence/resident.cuh"
+
+namespace rnn_ext::cuda {
+
+// ---- kernel ---------------------------------------------------------------------------------------------------------
+
+template <typename T, int kKernel>
+__global__ void __launch_bounds__(kResident[kKernel].max_threads)
+    forward_resident(RecurrenceForwardParams<T> p, ResidentTask<T> task,
+                     ResidentRows<const float, ResidentProduct<T, kKernel>::kRun> z,
+                     ResidentRows<T, ResidentProduct<T, kKernel>::kRun> output) {
+  using Block = ResidentBlock<T, kKernel>;
+  using Smem = ResidentSmem;
+  static_assert(sizeof(Smem) == kResidentTables);
+  constexpr int kRun = Block::kRun;
+  RNN_EXT_SMEM(Smem, smem);
+  Block block(smem, task);
+  const int H = block.hidden_size(), column = Block::Product::column(), inside = block.inside();
+
+  const int lane = static_cast<int>(threadIdx.x) % 32, warps = static_cast<int>(blockDim.x) / 32;
+  for (int row = static_cast<int>(threadIdx.x) / 32; row < block.rows(); row += warps) {
+    const int64_t place = block.place(row);
+    for (int n = lane; n < H; n += 32) {
+      T h = narrow<T>(0);
+      if (p.hx.data != nullptr) {
+        h = p.hx.data[place * p.hx.row_stride + n * p.hx.col_stride];
+        block.start_with(row, n, h);
+      }
+      if (block.length(row) == 0) p.h_n[place * H + n] = h;
+    }
+  }
+
+  struct Inputs {
+    Run<float, kRun> z;
+  };
+  block.template run<Inputs>(
+      [&](int row, int64_t begin) { ptx::prefetch_to_l2(z.at(begin, block.first(row), column)); },
+      [&](Inputs& inputs, int row, int64_t begin) { z.load(inputs.z, z.at(begin, block.first(row), column), inside); },
+      [&](const float(&sums)[kRun], const Inputs& inputs, int row, int t, int64_t begin, T(&h)[kRun]) {
+        if (!block.has(row, t)) return false;
+        // h = 0 is left out rather than multiplied with: U may have infinities.
+        const bool alone =
+            p.hx.data == nullptr && t == block.first_step(row) && !RNN_EXT_PLANTED(resident_zeros_multiplied);
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) {
+          h[j] = activate<T>(alone ? inputs.z[j] : inputs.z[j] + sums[j], p.nonlinearity);
+        }
+        output.store(output.at(begin, block.first(row), column), h, inside);
+        if (t == block.last_step(row)) {
+#pragma unroll
+          for (int j = 0; j < kRun; ++j) {
+            if (j < inside) p.h_n[block.place(row) * H + column + j] = h[j];
+          }
+        }
+        return true;
+      });
+}
+
+// ---- launcher -------------------------------------------------------------------------------------------------------
+
+template <typename T>
+cudaError_t launch_resident_forward(const RecurrenceForwardParams<T>& p, int kernel, int block_rows,
+                                    cudaStream_t stream) {
+  if (p.steps.batch == 0 || p.hidden_size == 0) return cudaSuccess;
+  return with_resident_kernel<T>(kernel, [&](auto index) {
+    constexpr int kKernel = decltype(index)::value, kRun = ResidentProduct<T, kKernel>::kRun;
+    constexpr ResidentKernel k = kResident[kKernel];
+    const auto task = resident_task<T>(p, k, block_rows, /*backward=*/false, 0);
+    return RNN_EXT_LAUNCH(
+        (forward_resident<T, kKernel>), dim3(static_cast<unsigned>(ceil_div(p.steps.batch, block_rows))),
+        dim3(k.threads(p.hidden_size)), k.smem_bytes(p.hidden_size, kDtype<T>, block_rows), stream, p, task,
+        (ResidentRows<const float, kRun>(p.z, p.hidden_size)), (ResidentRows<T, kRun>(p.output, p.hidden_size)));
+  });
+}
+
+}  // namespace rnn_ext::cuda
