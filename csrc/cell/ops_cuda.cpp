@@ -6,12 +6,10 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <array>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <stdexcept>
-#include <string>
 #include <utility>
 
 #include "cell/ops.h"
@@ -31,34 +29,6 @@ bool allows_split_tf32() {
   } catch (const std::invalid_argument& error) {
     TORCH_CHECK_VALUE(false, error.what());
   }
-}
-
-// Planning takes microseconds, and a model calls with the same few cases again and again: each thread remembers some.
-// `variable` names the environment variable that forces a kernel.
-template <typename Case, typename Plan>
-Plan remembered_plan(Plan (&make_plan)(const Case&, const cuda::Device&, const char*), const Case& c, int device,
-                     const char* variable) {
-  struct Entry {
-    int device = -1;
-    Case c;
-    std::string forced;
-    Plan plan;
-  };
-  static thread_local std::array<Entry, 64> remembered;
-  const char* const value = std::getenv(variable);
-  const std::string_view forced = value != nullptr ? value : "";
-  const auto hash =
-      static_cast<size_t>((c.batch * 31 + c.input_size) * 31 + c.hidden_size * 5) + static_cast<size_t>(c.dtype);
-  Entry& entry = remembered[hash % remembered.size()];
-  if (entry.device != device || !(entry.c == c) || entry.forced != forced) {
-    try {
-      const auto plan = make_plan(c, describe_device(device), value);
-      entry = {device, c, std::string(forced), plan};
-    } catch (const std::invalid_argument& error) {
-      TORCH_CHECK_VALUE(false, error.what());
-    }
-  }
-  return entry.plan;
 }
 
 // Counters for the blocks that share a tile through global memory. They are zero between launches, so those of one
@@ -111,7 +81,8 @@ Tensor rnn_cell_cuda(const Tensor& input, const OptTensor& hx, const Tensor& wei
     if (output.numel() == 0) return;
     constexpr bool is_float = std::is_same<T, float>::value;
     const auto c = cuda::forward_case(p, is_float && allows_tf32(), is_float && allows_split_tf32());
-    const auto plan = remembered_plan(cuda::plan_forward, c, device, "RNN_EXT_KERNEL");
+    const auto plan =
+        remembered_plan(cuda::plan_forward, c, {c.batch, c.input_size, c.hidden_size}, device, "RNN_EXT_KERNEL");
     const auto stream = c10::cuda::getCurrentCUDAStream();
     Tensor workspace, counters;
     if (plan.family == cuda::ForwardPlan::Family::kCublas) {
@@ -137,7 +108,9 @@ std::vector<Tensor> rnn_cell_backward_cuda(const Tensor& grad_output, const Tens
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, output.scalar_type(), "rnn_cell_backward", [&] {
     using T = DeviceType<scalar_t>;
     const auto p = backward_params<T>(arguments, gradients, nonlinearity);
-    const auto plan = remembered_plan(cuda::plan_backward, cuda::backward_case(p), device, "RNN_EXT_BACKWARD_KERNEL");
+    const auto c = cuda::backward_case(p);
+    const auto plan = remembered_plan(cuda::plan_backward, c, {c.batch, c.input_size, c.hidden_size}, device,
+                                      "RNN_EXT_BACKWARD_KERNEL");
     // From the caching allocator: its memory goes to others only behind the kernels on this stream.
     const Tensor workspace =
         plan.workspace_bytes > 0 ? at::empty({plan.workspace_bytes}, output.options().dtype(at::kByte)) : Tensor();

@@ -3,6 +3,12 @@
 #include <ATen/ATen.h>
 #include <c10/cuda/CUDAException.h>
 
+#include <array>
+#include <cstdlib>
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+
 #include "cuda/plan/types.h"
 #include "operators/operands.h"
 
@@ -25,6 +31,34 @@ inline cuda::Device describe_device(int index) {
   return {10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
           attribute(cudaDevAttrMultiProcessorCount),
           static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
+}
+
+// Planning takes microseconds, and a model calls with the same few cases again and again: each thread remembers some,
+// by `sizes`, those of the case. `variable` names the environment variable that forces a kernel.
+template <typename Case, typename Plan>
+Plan remembered_plan(Plan (&make_plan)(const Case&, const cuda::Device&, const char*), const Case& c,
+                     std::initializer_list<int64_t> sizes, int device, const char* variable) {
+  struct Entry {
+    int device = -1;
+    Case c;
+    std::string forced;
+    Plan plan;
+  };
+  static thread_local std::array<Entry, 64> remembered;
+  const char* const value = std::getenv(variable);
+  const std::string_view forced = value != nullptr ? value : "";
+  size_t hash = static_cast<size_t>(c.dtype);
+  for (const int64_t size : sizes) hash = hash * 31 + static_cast<size_t>(size) * 5;
+  Entry& entry = remembered[hash % remembered.size()];
+  if (entry.device != device || !(entry.c == c) || entry.forced != forced) {
+    try {
+      const auto plan = make_plan(c, describe_device(device), value);
+      entry = {device, c, std::string(forced), plan};
+    } catch (const std::invalid_argument& error) {
+      TORCH_CHECK_VALUE(false, error.what());
+    }
+  }
+  return entry.plan;
 }
 
 // sums = a b, in float32 where a and b are of 16 bits.

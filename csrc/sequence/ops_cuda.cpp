@@ -4,9 +4,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include <cstdlib>
-#include <stdexcept>
-
 #include "cuda/sequence/launch.h"
 #include "operators/cuda.h"
 #include "sequence/recurrence.h"
@@ -48,13 +45,8 @@ class Gpu {
   void run(const Params& p, Launch launch) const {
     cuda::SequenceCase c = cuda::recurrence_case(p);
     c.tf32 = c.dtype == cuda::Dtype::kFloat && allows_tf32();
-    cuda::SequencePlan plan;
-    try {
-      plan = cuda::plan_sequence(c, describe_device(guard_.current_device().index()),
-                                 std::getenv("RNN_EXT_SEQUENCE_KERNEL"));
-    } catch (const std::invalid_argument& error) {
-      TORCH_CHECK_VALUE(false, error.what());
-    }
+    const auto plan = remembered_plan(cuda::plan_sequence, c, {c.steps, c.batch, c.hidden_size, c.backward},
+                                      guard_.current_device().index(), "RNN_EXT_SEQUENCE_KERNEL");
     // From the caching allocator: its memory goes to others only behind the kernels on this stream.
     const auto workspace = at::empty({plan.workspace_bytes}, bytes_.dtype(at::kByte));
     C10_CUDA_CHECK(launch(plan, as_pointer<void>(workspace)));
