@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -579,11 +580,16 @@ def test_compare_kernels_knows_sequences(monkeypatch):
         "T=50 B=16 I=1760 H=1760 bfloat16: model, measured",
         "T=50 B=16 I=64 H=64 packed bfloat16: model, measured",
     ]
-    kernels = {line[2:].split()[1] for line in lines if line.startswith(("* ", "  "))}
-    assert {"stepped_16x16", "stepped_64x64"} <= kernels
-    for kernel in kernels:
+    found = set()
+    for line in lines:
+        if line.startswith("T="):
+            sizes = re.findall(r"=(\d+)", line)
+        elif line.startswith(("* ", "  ")):
+            found.add((line[2:].split()[1], *sizes))
+    assert {("stepped_64x64", *"50 16 1760 1760".split()), ("resident_256", *"50 16 64 64".split())} <= found
+    for kernel, *sizes in found:
         monkeypatch.setenv("RNN_EXT_SEQUENCE_KERNEL", kernel)
-        assert f"forward, a step is forced to run: {kernel} " in explain_sequence("50 16 1760 1760 bfloat16".split())
+        assert f"forward, a step is forced to run: {kernel} " in explain_sequence([*sizes, "bfloat16"])
 
 
 def test_compare_kernels_names_kernels_that_can_be_forced(monkeypatch):

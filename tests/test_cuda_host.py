@@ -21,7 +21,7 @@ def needs_host(test):
 
 
 # How many schedules: sanitizers find a fault in any of them, the plain build only where the order shows it.
-SEEDS = {"plain": 16, "asan": 2, "tsan": 1}
+SEEDS = {"plain": 8, "asan": 2, "tsan": 1}
 
 
 def check_run(program, variant: build.Variant, *arguments: str) -> None:
