@@ -30,8 +30,9 @@ constexpr int64_t kForwardRows = 384, kBackwardRows = 256;
 constexpr int64_t kRowsInParts = 2048;
 // Bytes of U from which threads had better share its columns than each read all of it.
 constexpr int64_t kSharedBytes = 1 << 20;
-// Rows of a group from which a tile is high enough.
-constexpr int64_t kGroupRows = 4;
+// Rows of a group from which a tile is high enough. Where U is near, fewer do: groups don't wait for one another, and
+// what a step's wait costs depends on how far apart the threads' cores are.
+constexpr int64_t kGroupRows = 4, kGroupRowsNearU = 2, kNearBytes = 1 << 17;
 
 struct Threads {
   int groups, members;
@@ -43,8 +44,9 @@ Threads choose_threads(const Steps& steps, int64_t input_size, int64_t hidden_si
   const int threads =
       static_cast<int>(std::min({static_cast<int64_t>(at::get_num_threads()), kMostThreads, 1 + work / serial_work()}));
   if (threads == 1 || at::in_parallel_region()) return {1, 1};
-  const bool share = hidden_size * hidden_size * static_cast<int64_t>(element_size) > kSharedBytes;
-  const int groups = share ? 1 : static_cast<int>(std::clamp<int64_t>(steps.batch / kGroupRows, 1, threads));
+  const int64_t bytes = hidden_size * hidden_size * static_cast<int64_t>(element_size);
+  const int64_t rows = bytes <= kNearBytes ? kGroupRowsNearU : kGroupRows;
+  const int groups = bytes > kSharedBytes ? 1 : static_cast<int>(std::clamp<int64_t>(steps.batch / rows, 1, threads));
   const int64_t step = steps.batch / groups * hidden_size * hidden_size;
   const int members =
       step < kSerialStep ? 1 : static_cast<int>(std::min<int64_t>(threads / groups, (hidden_size + 31) / 32));
