@@ -108,23 +108,30 @@ def headers_digest() -> str:
 
 
 @contextlib.contextmanager
-def _lock(path: Path):
-    """One process builds a file, the others wait for it."""
+def _lock(path: Path, wait: bool):
+    """One process builds a file, the others wait for it, or are told that they would have to."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(path.name + ".lock"), "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
 
 
-def run_compiler(arguments: list[str], output: Path, compiler: str | None = None, refuse: str = "") -> None:
+def run_compiler(
+    arguments: list[str], output: Path, compiler: str | None = None, refuse: str = "", wait: bool = True
+) -> None:
     """Runs the host compiler, or another one, unless `output` is there already; shows its messages if it fails.
 
-    It has failed, too, if the pattern `refuse` is given and found in its messages.
+    It has failed, too, if the pattern `refuse` is given and found in its messages. Without `wait` it leaves alone what
+    another process is at.
     """
     if output.exists():
         return
-    with _lock(output):
-        if output.exists():
+    with _lock(output, wait) as is_ours:
+        if output.exists() or not is_ours:
             return
         unfinished = output.with_name(f"{output.name}.{os.getpid()}.tmp")
         command = [compiler or host_compiler() or "g++", *arguments, "-o", str(unfinished)]
@@ -134,14 +141,21 @@ def run_compiler(arguments: list[str], output: Path, compiler: str | None = None
         os.replace(unfinished, output)
 
 
-def build_object(source: Path, flags: list[str]) -> Path:
+def build_object(source: Path, flags: list[str], wait: bool = True) -> Path:
     """Compiles one file, kernels and all as C++, into the cache."""
     arguments = [*COMMON, *flags, f"-isystem{cuda_include()}"]
     parts = [_version(), " ".join(arguments), source.name, source.read_text(), headers_digest()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     output = CACHE / f"{source.name}.{key}.o"
-    run_compiler([*arguments, "-x", "c++", "-c", str(source)], output)
+    run_compiler([*arguments, "-x", "c++", "-c", str(source)], output, wait=wait)
     return output
+
+
+def build_objects(sources: list[Path], flags: list[str]) -> list[Path]:
+    """All of them. Two processes that want the same share the work."""
+    for source in sources:
+        build_object(source, flags, wait=False)
+    return [build_object(source, flags) for source in sources]
 
 
 def build_runtime(variant: Variant) -> list[Path]:
@@ -158,7 +172,7 @@ def kernel_flags(variant: Variant) -> list[str]:
 
 def build_program(name: str, variant: Variant, sources: list[Path]) -> Path:
     """Links `sources`, compiled for `variant`, with the runtime."""
-    objects = build_runtime(variant) + [build_object(f, kernel_flags(variant)) for f in sources]
+    objects = build_runtime(variant) + build_objects(sources, kernel_flags(variant))
     key = hashlib.sha256("\0".join(o.name for o in objects).encode()).hexdigest()[:20]
     output = CACHE / f"{name}.{variant.name}.{key}"
     run_compiler([*variant.flags, *map(str, objects)], output)
@@ -202,7 +216,7 @@ def torch_operators() -> Path:
     # Another torch may stand at the same place: its version makes the object another one.
     torch_flags += ["-O1", "-std=c++20", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f"-DTORCH_VERSION_IS={torch.__version__}"]
     objects = build_runtime(PLAIN)
-    objects += [build_object(f, kernel_flags(PLAIN)) for f in kernel_sources()]
+    objects += build_objects(kernel_sources(), kernel_flags(PLAIN))
     of_torch = [FIXTURES / "torch_ops.cpp", CSRC / "operators" / "checks.cpp", CSRC / "sequence" / "arguments.cpp"]
     objects += [build_object(f, torch_flags) for f in of_torch]
     key = hashlib.sha256("\0".join(o.name for o in objects).encode()).hexdigest()[:20]
