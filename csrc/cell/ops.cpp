@@ -97,20 +97,7 @@ Tensor empty_output(const CellArguments& a) {
 }
 
 Gradients empty_gradients(const CellBackwardArguments& a) {
-  const auto empty = [&](c10::SymIntArrayRef shape) { return at::empty_symint(shape, a.output.options()); };
-  const auto hidden_size = a.output.sym_size(-1);
-  Gradients gradients;
-  if (a.output_mask[kGradInput]) {
-    auto shape = a.output.sym_sizes().vec();
-    shape.back() = a.weight_ih->sym_size(1);
-    gradients[kGradInput] = empty(shape);
-  }
-  if (a.output_mask[kGradHx]) gradients[kGradHx] = empty(a.output.sym_sizes());
-  if (a.output_mask[kGradWeightIh]) gradients[kGradWeightIh] = empty({hidden_size, a.input->sym_size(-1)});
-  if (a.output_mask[kGradWeightHh]) gradients[kGradWeightHh] = empty({hidden_size, hidden_size});
-  if (a.output_mask[kGradBiasIh]) gradients[kGradBiasIh] = empty({hidden_size});
-  if (a.output_mask[kGradBiasHh]) gradients[kGradBiasHh] = empty({hidden_size});
-  return gradients;
+  return empty_gradients_of(a, [&] { return a.output.sym_sizes(); });
 }
 
 namespace {
