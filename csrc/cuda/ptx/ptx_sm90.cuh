@@ -155,7 +155,8 @@ RNN_EXT_PTX_INLINE void st_cluster(uint32_t address, T value, [[maybe_unused]] W
 // What was written before an arrival is visible after the wait for its phase, within one block, and so is what the copy
 // engine brings, whichever block asked for it. Of what other blocks wrote by themselves, only what came before
 // mbarrier_arrive_release_cluster is visible, and only after mbarrier_wait_acquire_cluster. Both are dear: the one
-// waits until all of its thread's writes have reached the whole GPU, the other empties the L1 cache.
+// waits until all of its thread's writes have reached the whole GPU, the other empties the L1 cache. What st_async
+// brings is visible after mbarrier_wait_acquire_shared, too.
 
 RNN_EXT_PTX_INLINE void mbarrier_init(uint64_t* barrier, uint32_t count, [[maybe_unused]] Where where = Where::here()) {
   RNN_EXT_PTX_SM90(
@@ -202,7 +203,7 @@ RNN_EXT_PTX_INLINE void mbarrier_wait(uint64_t* barrier, uint32_t parity,
                                 "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
                                 "@!done bra WAIT;\n}" ::"r"(shared_address(barrier)),
                                 "r"(parity) : "memory"),
-                   emu::mbarrier_wait(barrier, parity, /*acquires_cluster=*/false, where));
+                   emu::mbarrier_wait(barrier, parity, emu::Acquires::kBlock, where));
 }
 RNN_EXT_PTX_INLINE void mbarrier_wait_acquire_cluster(uint64_t* barrier, uint32_t parity,
                                                       [[maybe_unused]] Where where = Where::here()) {
@@ -210,7 +211,55 @@ RNN_EXT_PTX_INLINE void mbarrier_wait_acquire_cluster(uint64_t* barrier, uint32_
                                 "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
                                 "@!done bra WAIT;\n}" ::"r"(shared_address(barrier)),
                                 "r"(parity) : "memory"),
-                   emu::mbarrier_wait(barrier, parity, /*acquires_cluster=*/true, where));
+                   emu::mbarrier_wait(barrier, parity, emu::Acquires::kCluster, where));
+}
+// As mbarrier_wait, and shows what st_async has brought. It leaves the L1 cache as it is, but waits for all loads that
+// this thread has under way, as a fence does.
+RNN_EXT_PTX_INLINE void mbarrier_wait_acquire_shared(uint64_t* barrier, uint32_t parity,
+                                                     [[maybe_unused]] Where where = Where::here()) {
+#if defined(__CUDACC__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208  // its PTX has no such fence
+  mbarrier_wait_acquire_cluster(barrier, parity);
+#else
+  RNN_EXT_PTX_SM90(asm volatile("{\n.reg .pred done;\nWAIT:\n"
+                                "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%0], %1;\n"
+                                "@!done bra WAIT;\n"
+                                "fence.acquire.sync_restrict::shared::cluster.cluster;\n"
+                                "fence.acquire.cta;\n}" ::"r"(shared_address(barrier)),
+                                "r"(parity) : "memory"),
+                   emu::mbarrier_wait(barrier, parity, emu::Acquires::kShared, where));
+#endif
+}
+
+// Stores a T of 4, 8 or 16 bytes, aligned to its size, asynchronously: at some later moment, in any order with others,
+// and when it is there, its bytes count at a barrier of the same block, in the phase that this is then in. They may
+// come before the phase expects them. Both addresses are of cluster_address, in a cluster of more than one block.
+//
+// The bytes count with .release.cluster (PTX ISA, st.async), which the block's own scope, the default of a wait, does
+// not cover: the value is visible after mbarrier_wait_acquire_shared or mbarrier_wait_acquire_cluster. Nothing else
+// that this thread wrote is. What the value replaces must have been read before.
+template <typename T>
+RNN_EXT_PTX_INLINE void st_async(uint32_t address, T value, uint32_t barrier_address,
+                                 [[maybe_unused]] Where where = Where::here()) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8 || sizeof(T) == 16, "one store of 32, 64 or 128 bits");
+  uint32_t words[sizeof(T) / 4];
+  memcpy(words, &value, sizeof value);
+  if constexpr (sizeof(T) == 4) {
+    RNN_EXT_PTX_SM90(
+        asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address),
+                     "r"(words[0]), "r"(barrier_address) : "memory"),
+        emu::st_async(address, words, barrier_address, where));
+  } else if constexpr (sizeof(T) == 8) {
+    RNN_EXT_PTX_SM90(asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1,%2}, "
+                                  "[%3];" ::"r"(address),
+                                  "r"(words[0]), "r"(words[1]), "r"(barrier_address) : "memory"),
+                     emu::st_async(address, words, barrier_address, where));
+  } else {
+    RNN_EXT_PTX_SM90(
+        asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], "
+                     "{%1,%2,%3,%4}, [%5];" ::"r"(address),
+                     "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]), "r"(barrier_address) : "memory"),
+        emu::st_async(address, words, barrier_address, where));
+  }
 }
 
 // ---- proxies --------------------------------------------------------------------------------------------------------

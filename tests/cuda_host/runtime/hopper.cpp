@@ -18,13 +18,14 @@ struct Mbarrier {
 };
 static_assert(sizeof(Mbarrier) == sizeof(uint64_t));
 constexpr uint16_t kInitialised = 0x4000, kPhase = 0x8000, kCountMask = 0x0fff;  // in `count`
+constexpr int kMaxBytes = 1 << 20;  // what the device's count of bytes stays below, on either side of zero
 
 uint32_t phase_of(const Mbarrier& m) { return (m.count & kPhase) != 0 ? 1 : 0; }
 
-// The edges of the two parities, to who waits and to who waits with acquire.cluster; ThreadSanitizer knows an edge by
-// its address alone.
-Edge& edge_of(Mbarrier& m, uint32_t phase, bool of_cluster = false) {
-  return *reinterpret_cast<Edge*>(reinterpret_cast<char*>(&m) + phase + (of_cluster ? 2 : 0));
+// The edges of the two parities, to who waits and to who also acquires more; ThreadSanitizer knows an edge by its
+// address alone.
+Edge& edge_of(Mbarrier& m, uint32_t phase, Acquires by) {
+  return *reinterpret_cast<Edge*>(reinterpret_cast<char*>(&m) + phase + 2 * static_cast<int>(by));
 }
 
 // Everyone who uses a barrier reads it, as far as ThreadSanitizer sees: then only the init can race with them.
@@ -35,12 +36,13 @@ Mbarrier& existing(void* barrier, const char* what, Where where) {
   return m;
 }
 
-void update(Block& block, Mbarrier& m, int arrivals, int bytes, Where where, bool to_cluster = false) {
+void update(Block& block, Mbarrier& m, int arrivals, int bytes, Where where, Acquires seen_by = Acquires::kBlock) {
   const uint32_t phase = phase_of(m);
-  edge_of(m, phase, to_cluster).release();
+  edge_of(m, phase, seen_by).release();
   if (m.pending < arrivals) fail(where, "mbarrier: more arrivals than its count of %d", m.count & kCountMask);
   m.pending -= arrivals;
   m.bytes += bytes;
+  if (m.bytes >= kMaxBytes || m.bytes <= -kMaxBytes) fail(where, "mbarrier: a balance of %d bytes", m.bytes);
   if (m.pending == 0 && m.bytes == 0) {
     m.count ^= kPhase;
     m.pending = m.count & kCountMask;
@@ -62,7 +64,7 @@ void mbarrier_init(uint64_t* barrier, uint32_t count, Where where) {
 
 void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes, Where where) {
   check_shared(barrier, 8, 8, "mbarrier.arrive", where);
-  if (expected_bytes >= 1u << 20) fail(where, "mbarrier.arrive.expect_tx: %u bytes", expected_bytes);
+  if (expected_bytes >= kMaxBytes) fail(where, "mbarrier.arrive.expect_tx: %u bytes", expected_bytes);
   update(*self().block, existing(barrier, "mbarrier.arrive", where), 1, static_cast<int>(expected_bytes), where);
 }
 
@@ -71,7 +73,8 @@ void mbarrier_arrive_cluster(uint32_t address, bool releases, Where where) {
   const uint32_t rank = address >> kRankShift;
   Cluster& cluster = *self().block->cluster;
   if (releases || rank == cluster_rank()) {
-    update(cluster.blocks[rank], existing(barrier, "mbarrier.arrive", where), 1, 0, where, rank != cluster_rank());
+    update(cluster.blocks[rank], existing(barrier, "mbarrier.arrive", where), 1, 0, where,
+           rank != cluster_rank() ? Acquires::kCluster : Acquires::kBlock);
     return;
   }
   // Of this thread's own accesses the other block learns nothing.
@@ -84,13 +87,60 @@ void mbarrier_arrive_cluster(uint32_t address, bool releases, Where where) {
 
 void fence_mbarrier_init() { self().block->cluster->inits.release(); }
 
-void mbarrier_wait(uint64_t* barrier, uint32_t parity, bool acquires_cluster, Where where) {
+void mbarrier_wait(uint64_t* barrier, uint32_t parity, Acquires acquires, Where where) {
   check_shared(barrier, 8, 8, "mbarrier wait", where);
   Mbarrier& m = existing(barrier, "mbarrier wait", where);
   if (parity > 1) fail(where, "mbarrier wait: parity %u", parity);
   while (phase_of(m) == parity) block_on(&m, "mbarrier wait", where);
-  edge_of(m, parity).acquire();
-  if (acquires_cluster) edge_of(m, parity, /*of_cluster=*/true).acquire();
+  edge_of(m, parity, Acquires::kBlock).acquire();
+  if (acquires != Acquires::kBlock) edge_of(m, parity, Acquires::kShared).acquire();
+  if (acquires == Acquires::kCluster) edge_of(m, parity, Acquires::kCluster).acquire();
+}
+
+namespace {
+
+struct AsyncStoreWork {
+  uint32_t words[4], count;
+  uint32_t* to;
+  Block* block;
+  Mbarrier* barrier;
+  Edge* issued;
+  Where where;
+};
+
+void run_async_store(void* p) {
+  const auto& work = *static_cast<const AsyncStoreWork*>(p);
+  if (work.block->live == 0) {
+    const auto rank = static_cast<int>(work.block - work.block->cluster->blocks);
+    fail(work.where, "st.async: block %d of the cluster has returned before the store has landed", rank);
+  }
+  work.issued->acquire();
+  for (uint32_t i = 0; i < work.count; ++i) traffic::store32(work.to + i, work.words[i]);
+  update(*work.block, *work.barrier, 0, -static_cast<int>(4 * work.count), work.where, Acquires::kShared);
+}
+
+}  // namespace
+
+void st_async(uint32_t address, const uint32_t* words, size_t count, uint32_t barrier_address, Where where) {
+  Cluster& cluster = *self().block->cluster;
+  if (cluster.size == 1) fail(where, "st.async: in a cluster of one block");
+  const uint32_t rank = address >> kRankShift;
+  if (rank != barrier_address >> kRankShift) {
+    fail(where, "st.async: to block %u, with a barrier of block %u", rank, barrier_address >> kRankShift);
+  }
+  AsyncStoreWork work = {};
+  work.count = static_cast<uint32_t>(count);
+  for (size_t i = 0; i < count; ++i) work.words[i] = words[i];
+  work.to = static_cast<uint32_t*>(cluster_memory(address, 4 * count, "st.async", where));
+  work.barrier = &existing(cluster_memory(barrier_address, 8, "st.async's mbarrier", where), "st.async", where);
+  work.block = &cluster.blocks[rank];
+  work.where = where;
+  engine_wait_for_room();
+  // From now until it has landed the place may hold anything.
+  traffic::scribble(reinterpret_cast<char*>(work.to), 4 * count);
+  work.issued = &next_operation_edge();
+  work.issued->release();
+  engine_push(nullptr, work, run_async_store, where);
 }
 
 void fence_proxy_async() { self().block->async_proxy.release(); }

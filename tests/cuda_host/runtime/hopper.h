@@ -31,8 +31,19 @@ void st_cluster(uint32_t address, const uint32_t (&value)[words], Where where) {
 void mbarrier_init(uint64_t* barrier, uint32_t count, Where where);
 void mbarrier_arrive(uint64_t* barrier, uint32_t expected_bytes, Where where);
 void mbarrier_arrive_cluster(uint32_t address, bool releases, Where where);
-void mbarrier_wait(uint64_t* barrier, uint32_t parity, bool acquires_cluster, Where where);
+// What a wait shows: what the block's own threads and the copy engine have written; that and what st.async has brought;
+// that and what other blocks have released.
+enum class Acquires { kBlock, kShared, kCluster };
+void mbarrier_wait(uint64_t* barrier, uint32_t parity, Acquires acquires, Where where);
 void fence_mbarrier_init();
+
+// The store lands as a piece of engine work of its own. It comes after all that its thread had done before, and so, to
+// ThreadSanitizer, does whoever waits for it: that its completion shows nothing but the value, only the kernel knows.
+void st_async(uint32_t address, const uint32_t* words, size_t count, uint32_t barrier_address, Where where);
+template <size_t count>
+void st_async(uint32_t address, const uint32_t (&words)[count], uint32_t barrier_address, Where where) {
+  st_async(address, words, count, barrier_address, where);
+}
 
 void fence_proxy_async();
 

@@ -22,13 +22,16 @@ constexpr size_t kPage = 4096;
 constexpr size_t kSmemBytes = size_t{1} << 30;  // for all resident blocks together
 constexpr size_t kSmemMargin = 128;  // forbidden bytes before and after; also keeps blocks from a lucky 1024-alignment
 constexpr int kMaxEngineWork = 512;
-constexpr uint64_t kTsanWaveThreads = 512;  // the cost of every edge grows with the number of threads
+constexpr int kCrowdedEngines = kMaxEngineWork / 2;  // who can wait leaves the rest to who cannot
+constexpr uint64_t kTsanWaveThreads = 512;           // the cost of every edge grows with the number of threads
 constexpr int kMaxPolls = 20000;
 
 struct EngineWork {
   const void* queue;
+  uint64_t number;  // they are numbered as they were issued
   void (*run)(void*);
   Where where;
+  size_t bytes;
   alignas(16) char work[kEngineWorkBytes];
 };
 
@@ -42,8 +45,9 @@ struct Grid {
   Thread** ready;
   int ready_count;
   uint64_t random_state;
-  EngineWork engine[kMaxEngineWork];
+  EngineWork engine[kMaxEngineWork];  // in no order
   int engine_count;
+  uint64_t engine_issued;
   Edge operation_edges[4096];
   int operations;
   Edge start, end;  // of a wave: launches in one stream are ordered
@@ -152,17 +156,22 @@ void run_thread(Thread& thread) {
   current = nullptr;
 }
 
+void copy_work(EngineWork& to, const EngineWork& from) {
+  copy_bytes(&to, &from, offsetof(EngineWork, work) + from.bytes);
+}
+
 // Takes one piece of work, the oldest of its queue, and runs it.
 void run_engine() {
+  EngineWork* const all = grid.engine;
   int i = static_cast<int>(random_bits() % grid.engine_count);
-  const void* queue = grid.engine[i].queue;
-  if (queue != nullptr) {
-    for (i = 0; grid.engine[i].queue != queue;) ++i;
+  if (all[i].queue != nullptr) {
+    for (int j = 0; j < grid.engine_count; ++j) {
+      if (all[j].queue == all[i].queue && all[j].number < all[i].number) i = j;
+    }
   }
   EngineWork work;
-  copy_bytes(&work, &grid.engine[i], sizeof work);
-  --grid.engine_count;
-  for (; i < grid.engine_count; ++i) copy_bytes(&grid.engine[i], &grid.engine[i + 1], sizeof work);
+  copy_work(work, all[i]);
+  if (i != --grid.engine_count) copy_work(all[i], all[grid.engine_count]);
   char name[128];
   std::snprintf(name, sizeof name, "asynchronous operation of %s:%d", file_name(work.where.file), work.where.line);
   const AnotherThread engine(grid.scheduler.tsan_fiber, name);
@@ -290,6 +299,9 @@ void run_wave(uint64_t first, int count) {
 
   grid.start.release();
   while (!grid.failed) {
+    if (grid.engine_count >= kCrowdedEngines) {
+      while (!grid.failed && grid.engine_count > kCrowdedEngines / 2) run_engine();
+    }
     const bool engine_turn = grid.engine_count > 0 && !options.late_engines && random_bits() % 8 == 0;
     if (grid.ready_count > 0 && !engine_turn) {
       run_thread(take_next());
@@ -431,9 +443,15 @@ void engine_push(const void* queue, const void* work, size_t bytes, void (*run)(
     fail(where, "more than %d asynchronous operations in flight", kMaxEngineWork);
   EngineWork& slot = grid.engine[grid.engine_count++];
   slot.queue = queue;
+  slot.number = grid.engine_issued++;
   slot.run = run;
   slot.where = where;
+  slot.bytes = bytes;
   copy_bytes(slot.work, work, bytes);
+}
+
+void engine_wait_for_room() {
+  while (grid.engine_count >= kCrowdedEngines) yield();
 }
 
 Edge& next_operation_edge() { return grid.operation_edges[grid.operations++ % 4096]; }

@@ -129,6 +129,10 @@ void engine_push(const void* queue, const Work& work, void (*run)(void* work), W
   engine_push(queue, &work, sizeof(Work), run, where);
 }
 
+// Lets other threads and the engines run as long as those have very much to do. For operations that a thread may issue
+// by the thousand: beyond some hundreds in flight, one of them, whichever, happens before there is a next.
+void engine_wait_for_room();
+
 // An Edge for one engine operation, from its issue to its run.
 Edge& next_operation_edge();
 
