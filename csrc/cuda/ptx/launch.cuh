@@ -11,6 +11,12 @@
 //                                                              the same as RNN_EXT_LAUNCH, and if `early`, the kernel
 //                                                              may start before the one before it has ended. It calls
 //                                                              ptx::wait_for_previous_launch before it touches memory
+//   RNN_EXT_LAUNCH_COOPERATIVE(kernel, grid, block, smem_bytes, stream, args...)
+//                                                              the same as RNN_EXT_LAUNCH, with all blocks resident at
+//                                                              once, so that they may wait for one another. If the
+//                                                              device has no room for them, nothing is launched, and it
+//                                                              yields cudaErrorCooperativeLaunchTooLarge, which is not
+//                                                              left behind as the last error
 //   RNN_EXT_PLANTED(fault)                                     never true here: see tests/cuda_host/fixtures/faults.h
 #pragma once
 
@@ -29,8 +35,10 @@ namespace rnn_ext::cuda {
 
 constexpr size_t kDefaultSmemLimit = 48 * 1024;  // above it a kernel must opt in
 
+enum class LaunchKind { kPlain, kEarly, kCooperative };
+
 template <typename... P, typename... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, bool early, size_t smem_bytes,
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, LaunchKind kind, size_t smem_bytes,
                    cudaStream_t stream, A&&... args) {
   if (smem_bytes > kDefaultSmemLimit) {
     const cudaError_t e =
@@ -52,12 +60,18 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, bo
     attributes[1].id = cudaLaunchAttributeClusterSchedulingPolicyPreference;
     attributes[1].val.clusterSchedulingPolicyPreference = cudaClusterSchedulingPolicySpread;
     config.numAttrs = 2;
-  } else if (early) {
+  } else if (kind == LaunchKind::kEarly) {
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;
     config.numAttrs = 1;
+  } else if (kind == LaunchKind::kCooperative) {
+    attributes[0].id = cudaLaunchAttributeCooperative;
+    attributes[0].val.cooperative = 1;
+    config.numAttrs = 1;
   }
-  return cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
+  const cudaError_t e = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
+  if (e == cudaErrorCooperativeLaunchTooLarge) (void)cudaGetLastError();
+  return e;
 }
 
 }  // namespace rnn_ext::cuda
@@ -65,11 +79,18 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, bo
 #define RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
   RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, dim3(1), smem_bytes, stream, __VA_ARGS__)
 
-#define RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, ...) \
-  ::rnn_ext::cuda::launch(kernel, grid, block, cluster, false, smem_bytes, stream, __VA_ARGS__)
+#define RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, ...)                            \
+  ::rnn_ext::cuda::launch(kernel, grid, block, cluster, ::rnn_ext::cuda::LaunchKind::kPlain, smem_bytes, stream, \
+                          __VA_ARGS__)
 
-#define RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, early, ...) \
-  ::rnn_ext::cuda::launch(kernel, grid, block, dim3(1), early, smem_bytes, stream, __VA_ARGS__)
+#define RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, early, ...)                              \
+  ::rnn_ext::cuda::launch(kernel, grid, block, dim3(1),                                                        \
+                          (early) ? ::rnn_ext::cuda::LaunchKind::kEarly : ::rnn_ext::cuda::LaunchKind::kPlain, \
+                          smem_bytes, stream, __VA_ARGS__)
+
+#define RNN_EXT_LAUNCH_COOPERATIVE(kernel, grid, block, smem_bytes, stream, ...)                                       \
+  ::rnn_ext::cuda::launch(kernel, grid, block, dim3(1), ::rnn_ext::cuda::LaunchKind::kCooperative, smem_bytes, stream, \
+                          __VA_ARGS__)
 
 #define RNN_EXT_PLANTED(fault) false
 #endif

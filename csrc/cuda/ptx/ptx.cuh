@@ -225,9 +225,20 @@ RNN_EXT_PTX_INLINE void st_release(uint32_t* counter, uint32_t value) {
 }
 
 // Polls until the counter has reached `value`. Only among blocks that are resident together.
+//
+// A wait that does not end traps, and the next call of CUDA returns cudaErrorLaunchFailure ("unspecified launch
+// failure"): no other wrapper does that on an architecture that has it. A message would cost every kernel that waits a
+// stack frame and ten registers.
+//
+// What is bounded is the number of polls, each a round trip to L2 and up to 64 ns of sleep, together some seconds: a
+// clock would go on while the GPU runs something else or stands in a debugger, and polls slow down as the rest does
+// under a tool that watches every access.
+constexpr uint32_t kMaxPolls = 1u << 24;
+
 RNN_EXT_PTX_INLINE void wait_at_least(const uint32_t* counter, uint32_t value,
                                       [[maybe_unused]] Where where = Where::here()) {
-  while (ld_acquire(counter) < value) {
+  for (uint32_t polls = 0; ld_acquire(counter) < value; ++polls) {
+    if (polls == kMaxPolls) __trap();  // on the host, spin fails before
     RNN_EXT_PTX_SM75(__nanosleep(32), emu::spin(where));
   }
 }

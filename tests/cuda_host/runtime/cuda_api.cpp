@@ -46,9 +46,7 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return c
 
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int threads, size_t smem,
                                                                    unsigned) {
-  const int by_threads = 2048 / threads;
-  const int by_smem = smem == 0 ? by_threads : static_cast<int>(emu::options.smem_limit / smem);
-  *blocks = by_threads < by_smem ? by_threads : by_smem;
+  *blocks = emu::blocks_per_multiprocessor(threads, smem);
   return cudaSuccess;
 }
 

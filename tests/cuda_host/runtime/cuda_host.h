@@ -42,7 +42,8 @@
 
 namespace emu {
 
-// Runs the grid to its end. Throws Error on a bad launch or a fault in the kernel, so that no test can overlook it.
+// Runs the grid to its end, if a cooperative one has room. Throws Error on a bad launch or a fault in the kernel, so
+// that no test can overlook it.
 template <typename... P, typename... A>
 cudaError_t launch(const Launch& config, cudaStream_t, void (*kernel)(P...), A&&... a) {
   struct Call {
@@ -51,10 +52,10 @@ cudaError_t launch(const Launch& config, cudaStream_t, void (*kernel)(P...), A&&
   };
   has_context = true;
   Call call{kernel, std::tuple<P...>(std::forward<A>(a)...)};
-  run_grid(
+  const bool has_run = run_grid(
       config, [](void* p) { std::apply(static_cast<Call*>(p)->kernel, static_cast<Call*>(p)->arguments); }, &call,
       sizeof call);
-  return cudaSuccess;
+  return has_run ? cudaSuccess : cudaErrorCooperativeLaunchTooLarge;
 }
 
 template <typename T>
@@ -66,16 +67,22 @@ T& block_memory(Where where) {
 
 #define RNN_EXT_SMEM(T, s) T& s = ::emu::block_memory<T>(::emu::Where::here())
 
+#define EMU_LAUNCH(kernel, grid, block, cluster, smem_bytes, stream, kind, ...)                                       \
+  ::emu::launch(::emu::Launch{#kernel, ::emu::Where::here(), grid, block, cluster, smem_bytes, kind}, stream, kernel, \
+                ##__VA_ARGS__)
+
 #define RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, ...) \
-  RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, false, ##__VA_ARGS__)
+  EMU_LAUNCH(kernel, grid, block, dim3(1), smem_bytes, stream, ::emu::LaunchKind::kPlain, ##__VA_ARGS__)
 
-#define RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, early, ...)                                      \
-  ::emu::launch(::emu::Launch{#kernel, ::emu::Where::here(), grid, block, dim3(1), smem_bytes, early}, stream, kernel, \
-                ##__VA_ARGS__)
+#define RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, ...) \
+  EMU_LAUNCH(kernel, grid, block, cluster, smem_bytes, stream, ::emu::LaunchKind::kPlain, ##__VA_ARGS__)
 
-#define RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, ...)                                  \
-  ::emu::launch(::emu::Launch{#kernel, ::emu::Where::here(), grid, block, cluster, smem_bytes, false}, stream, kernel, \
-                ##__VA_ARGS__)
+#define RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, early, ...) \
+  EMU_LAUNCH(kernel, grid, block, dim3(1), smem_bytes, stream,                    \
+             (early) ? ::emu::LaunchKind::kEarly : ::emu::LaunchKind::kPlain, ##__VA_ARGS__)
+
+#define RNN_EXT_LAUNCH_COOPERATIVE(kernel, grid, block, smem_bytes, stream, ...) \
+  EMU_LAUNCH(kernel, grid, block, dim3(1), smem_bytes, stream, ::emu::LaunchKind::kCooperative, ##__VA_ARGS__)
 
 // ---- blocks and warps -----------------------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ void thread_main() {
   entered(grid.scheduler);
   Thread& me = self();
   me.has_waited_for_previous_launch = false;
-  if (!grid.launch->early) wait_for_previous_launch();
+  if (grid.launch->kind != LaunchKind::kEarly) wait_for_previous_launch();
   try {
     grid.body(grid.closure);
     if (!me.has_waited_for_previous_launch) fail(me.where, "returned without a wait for the previous launch");
@@ -349,13 +349,22 @@ void set_options_from_seed(uint64_t seed) {
   options.resident_blocks = seed / 8 % 2 != 0 ? 4 : 1;
 }
 
-void run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t closure_bytes) {
+int blocks_per_multiprocessor(int threads, size_t smem_bytes) {
+  constexpr int kMostThreads = 2048, kMostBlocks = 32;  // of sm_90
+  constexpr size_t kReserved = 1024;                    // of shared memory, a block; so one alone may have all but that
+  const int by_threads = kMostThreads / ((threads + kWarp - 1) / kWarp * kWarp);
+  const auto by_smem = static_cast<int>((options.smem_limit + kReserved) / (smem_bytes + kReserved));
+  return std::min({by_threads, by_smem, kMostBlocks});
+}
+
+bool run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t closure_bytes) {
   const std::lock_guard<std::mutex> lock(one_grid);
   check_launch(launch);
   grid.launch = &launch;
   grid.body = body;
   grid.closure = closure;
-  if (launch.early) {  // its threads may read the arguments, though nothing orders them with who wrote them
+  if (launch.kind ==
+      LaunchKind::kEarly) {  // its threads may read the arguments, though nothing orders them with who wrote them
     if (closure_bytes > sizeof grid.arguments) throw Error(launch_name(launch) + ": too many arguments");
     copy_bytes(grid.arguments, closure, closure_bytes);
     grid.closure = grid.arguments;
@@ -366,11 +375,16 @@ void run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t c
 
   const uint64_t cluster_size = launch.cluster.x * launch.cluster.y * launch.cluster.z;
   const uint64_t clusters = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z / cluster_size;
+  const bool cooperative = launch.kind == LaunchKind::kCooperative;
+  const int block_size = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
+  if (cooperative &&
+      clusters > uint64_t(options.multiprocessors) * blocks_per_multiprocessor(block_size, launch.smem_bytes))
+    return false;
   const uint64_t cluster_threads = cluster_size * launch.block.x * launch.block.y * launch.block.z;
   const uint64_t at_most = std::max<uint64_t>(
       1, std::min(kMaxFibers / cluster_threads, kSmemBytes / smem_slot_bytes(launch) / cluster_size));
   uint64_t resident = std::max<uint64_t>(1, options.resident_blocks / cluster_size);
-  if (options.resident_blocks == 0) {
+  if (cooperative || options.resident_blocks == 0) {
     if (clusters > at_most) throw Error(launch_name(launch) + ": too many threads to be resident all at once");
     resident = clusters;
   } else if (kTsan) {
@@ -382,6 +396,7 @@ void run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t c
     run_wave(options.policy == Policy::kDescending ? clusters - done - count : done, static_cast<int>(count));
   }
   if (grid.failed) throw Error(launch_name(launch) + ": " + grid.message);
+  return true;
 }
 
 void fail(Where where, const char* format, ...) {

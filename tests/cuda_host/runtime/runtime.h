@@ -39,7 +39,7 @@ enum class Policy {
 struct Options {
   uint64_t seed = 0;  // every choice follows from it
   Policy policy = Policy::kAscending;
-  int resident_blocks = 1;         // blocks that run at the same time; 0: the whole grid, as a cooperative launch
+  int resident_blocks = 1;         // blocks that run at the same time; 0: the whole grid, as in a cooperative launch
   bool late_engines = false;       // asynchronous copies and wgmma happen as late as they may
   size_t smem_limit = 227 * 1024;  // bytes a block, as on sm_90
   int compute_capability = 90;     // what launchers that ask are told
@@ -64,15 +64,27 @@ inline const ThreadView* current = nullptr;  // kernels read it through threadId
 
 // ---- launches -------------------------------------------------------------------------------------------------------
 
+enum class LaunchKind {
+  kPlain,
+  kEarly,        // it may start before the launch before it has ended
+  kCooperative,  // all blocks are resident at once
+};
+
 struct Launch {
   const char* kernel;
   Where where;
   dim3 grid, block;
   dim3 cluster;
   size_t smem_bytes;
-  bool early;  // it may start before the launch before it has ended
+  LaunchKind kind;
 };
-void run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t closure_bytes);
+
+// False, without having run, if the device has no room for all blocks of a cooperative launch.
+bool run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t closure_bytes);
+
+// How many blocks of so many threads and bytes of dynamic shared memory a multiprocessor holds, as far as that does not
+// depend on their registers, which nobody here knows.
+int blocks_per_multiprocessor(int threads, size_t smem_bytes);
 
 // The block's dynamic shared memory, of which the kernel uses `bytes`.
 void* shared_memory(size_t bytes, Where where);
