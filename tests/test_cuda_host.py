@@ -189,6 +189,18 @@ WRAPPER_FAULTS = {
     "relaxed_arrival": ("cluster_blocks_read", {"tsan": IN_WRAPPERS}),
     "arrival_without_release": ("mbarrier_of_another", {"tsan": IN_WRAPPERS}),
     "wait_without_acquire": ("mbarrier_of_another", {"tsan": IN_WRAPPERS}),
+    "async_store_not_awaited": ("async_stores_exchange", {"plain": "FAIL", "tsan": IN_WRAPPERS}),
+    "async_store_wrong_byte_count": (
+        "async_stores_exchange",
+        {"plain": "deadlock: .* wait in mbarrier wait at " + IN_WRAPPERS},
+    ),
+    "async_store_wait_without_acquire": ("async_stores_exchange", {"tsan": IN_WRAPPERS}),
+    "async_store_into_memory_in_use": ("async_stores_exchange", {"tsan": IN_WRAPPERS}),
+    "exit_before_async_store": (
+        "a_block_waits_for_async_stores",
+        {"plain": IN_WRAPPERS + ": st.async: block 0 of the cluster has returned", "tsan": IN_WRAPPERS},
+    ),
+    "not_cooperative": ("cooperative_blocks_wait", {"plain": IN_WRAPPERS + ": polls without end"}),
     "early_block_exit": (
         "cluster_blocks_read",
         {"plain": "block [0-7] of the cluster has returned", "tsan": IN_WRAPPERS},

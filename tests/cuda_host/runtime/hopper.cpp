@@ -108,6 +108,12 @@ struct AsyncStoreWork {
   Where where;
 };
 
+// ThreadSanitizer's threads for the stores, one for each barrier as far as they reach: who has waited at one barrier
+// has seen nothing of another's. What such a thread has seen of earlier stores hides no race with what theirs replace:
+// there, the issuing thread's own write stands for the store.
+constexpr size_t kAsyncStoreThreads = 61;
+void* async_store_threads[kAsyncStoreThreads];
+
 void run_async_store(void* p) {
   const auto& work = *static_cast<const AsyncStoreWork*>(p);
   if (work.block->live == 0) {
@@ -140,7 +146,8 @@ void st_async(uint32_t address, const uint32_t* words, size_t count, uint32_t ba
   traffic::scribble(reinterpret_cast<char*>(work.to), 4 * count);
   work.issued = &next_operation_edge();
   work.issued->release();
-  engine_push(nullptr, work, run_async_store, where);
+  const auto number = reinterpret_cast<uintptr_t>(work.barrier) / sizeof(Mbarrier);
+  engine_push(nullptr, work, run_async_store, where, &async_store_threads[number % kAsyncStoreThreads]);
 }
 
 void fence_proxy_async() { self().block->async_proxy.release(); }

@@ -31,6 +31,7 @@ struct EngineWork {
   uint64_t number;  // they are numbered as they were issued
   void (*run)(void*);
   Where where;
+  void** lasting;
   size_t bytes;
   alignas(16) char work[kEngineWorkBytes];
 };
@@ -174,7 +175,7 @@ void run_engine() {
   if (i != --grid.engine_count) copy_work(all[i], all[grid.engine_count]);
   char name[128];
   std::snprintf(name, sizeof name, "asynchronous operation of %s:%d", file_name(work.where.file), work.where.line);
-  const AnotherThread engine(grid.scheduler.tsan_fiber, name);
+  const AnotherThread engine(grid.scheduler.tsan_fiber, name, work.lasting);
   try {
     work.run(work.work);
   } catch (const Error& error) {
@@ -453,7 +454,7 @@ void wake_all(Block& block, const void* object) {
   }
 }
 
-void engine_push(const void* queue, const void* work, size_t bytes, void (*run)(void*), Where where) {
+void engine_push(const void* queue, const void* work, size_t bytes, void (*run)(void*), Where where, void** lasting) {
   if (grid.engine_count == kMaxEngineWork)
     fail(where, "more than %d asynchronous operations in flight", kMaxEngineWork);
   EngineWork& slot = grid.engine[grid.engine_count++];
@@ -461,6 +462,7 @@ void engine_push(const void* queue, const void* work, size_t bytes, void (*run)(
   slot.number = grid.engine_issued++;
   slot.run = run;
   slot.where = where;
+  slot.lasting = lasting;
   slot.bytes = bytes;
   copy_bytes(slot.work, work, bytes);
 }

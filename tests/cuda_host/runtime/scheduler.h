@@ -120,13 +120,15 @@ void block_on(const void* object, const char* what, Where where);
 void wake_all(Block& block, const void* object);
 
 // Work of an asynchronous engine: run by the scheduler at some later moment, by its options as late as can be. Work
-// with the same non-null queue stays in order. Runs as a thread of its own, ordered with no other.
+// with the same non-null queue stays in order. Runs as a thread of its own, ordered with no other, or as the one that
+// lasts (see AnotherThread).
 constexpr size_t kEngineWorkBytes = 384;
-void engine_push(const void* queue, const void* work, size_t bytes, void (*run)(void* work), Where where);
+void engine_push(const void* queue, const void* work, size_t bytes, void (*run)(void* work), Where where,
+                 void** lasting);
 template <typename Work>
-void engine_push(const void* queue, const Work& work, void (*run)(void* work), Where where) {
+void engine_push(const void* queue, const Work& work, void (*run)(void* work), Where where, void** lasting = nullptr) {
   static_assert(sizeof(Work) <= kEngineWorkBytes && __is_trivially_copyable(Work));
-  engine_push(queue, &work, sizeof(Work), run, where);
+  engine_push(queue, &work, sizeof(Work), run, where, lasting);
 }
 
 // Lets other threads and the engines run as long as those have very much to do. For operations that a thread may issue

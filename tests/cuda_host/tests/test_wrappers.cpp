@@ -248,6 +248,47 @@ TEST(resident_blocks_wait_for_each_other) {
   });
 }
 
+TEST(cooperative_blocks_wait_for_each_other) {
+  for_each_seed([](int) {
+    uint32_t counter = 0, flag = 0;
+    std::vector<int> data(12 * 32), out(12 * 32);
+    if (RNN_EXT_PLANTED(not_cooperative)) {
+      RNN_EXT_LAUNCH(pass_along, dim3(12), dim3(32), 0, nullptr, &counter, &flag, data.data(), out.data());
+    } else {
+      CHECK(RNN_EXT_LAUNCH_COOPERATIVE(pass_along, dim3(12), dim3(32), 0, nullptr, &counter, &flag, data.data(),
+                                       out.data()) == cudaSuccess);
+    }
+    for (int i = 0; i < 12 * 32; ++i) CHECK(out[i] == (i / 32 + 1) % 12);
+  });
+}
+
+__global__ void count_threads(int* count) { atomicAdd(count, 1); }
+
+TEST(cooperative_launches_have_room_or_say_so) {
+  emu::options.multiprocessors = 2;
+  const auto fits = [](unsigned blocks, unsigned threads, size_t smem) {
+    int count = 0;
+    const cudaError_t e = RNN_EXT_LAUNCH_COOPERATIVE(count_threads, dim3(blocks), dim3(threads), smem, nullptr, &count);
+    CHECK(e == cudaSuccess || e == cudaErrorCooperativeLaunchTooLarge);
+    CHECK(count == (e == cudaSuccess ? static_cast<int>(blocks * threads) : 0));
+    CHECK(cudaGetLastError() == cudaSuccess);
+    return e == cudaSuccess;
+  };
+  CHECK(fits(2, 32, 227 * 1024) && !fits(3, 32, 227 * 1024));
+  CHECK(fits(4, 32, 113 * 1024) && !fits(5, 32, 113 * 1024));  // each has 1 KiB more than it asks for
+  CHECK(!fits(4, 32, 114 * 1024));
+  CHECK(fits(4, 1024, 0) && !fits(5, 1024, 0));
+  CHECK(fits(4, 993, 0) && !fits(5, 993, 0));  // in whole warps
+  CHECK(fits(64, 1, 0) && !fits(65, 1, 0));
+  const auto error = [&](unsigned blocks, unsigned threads, size_t smem) {
+    return error_of([&] { fits(blocks, threads, smem); });
+  };
+  CHECK(contains(error(0, 32, 0), "the grid is empty"));
+  CHECK(contains(error(1, 32, 228 * 1024), "more shared memory than the limit"));
+  emu::options.multiprocessors = 132;
+  CHECK(contains(error(132, 256, 0), "too many threads to be resident all at once"));
+}
+
 // ---- cp.async -------------------------------------------------------------------------------------------------------
 
 template <int kBytes>
@@ -675,6 +716,235 @@ TEST(mbarrier_misuse) {
   CHECK(contains(error(Misuse::kMissingArrival), "wait in mbarrier wait at test_wrappers.cpp:"));
   CHECK(contains(error(Misuse::kTooManyArrivals), "more arrivals than its count of 1"));
   CHECK(contains(error(Misuse::kTooManyBytes), "wait in mbarrier wait at test_wrappers.cpp:"));
+}
+
+// ---- st.async -------------------------------------------------------------------------------------------------------
+
+// A recurrence over a cluster, in short: in every step each thread sends a T to all blocks and makes its next one of
+// what has come from all of them. Of two buffers, one is read while the other is filled: whoever has got all of a step
+// knows that everyone has read the step before.
+constexpr uint32_t kExchangeThreads = 64;
+constexpr int kExchangeSteps = 5;
+
+template <typename T>
+struct ExchangeSmem {
+  T received[2][4][kExchangeThreads];
+  uint64_t full[2];
+};
+
+template <typename T>
+__global__ void exchange(uint32_t* out) {
+  using Smem = ExchangeSmem<T>;
+  RNN_EXT_SMEM(Smem, s);
+  constexpr uint32_t kWords = sizeof(T) / 4;
+  const uint32_t rank = ptx::cluster_rank(), size = ptx::cluster_size(), me = threadIdx.x;
+  if (me == 0) {
+    for (uint64_t& full : s.full) ptx::mbarrier_init(&full, 1);
+    ptx::fence_mbarrier_init();
+  }
+  ptx::cluster_arrive_relaxed();
+  ptx::cluster_wait();
+  uint32_t words[kWords];
+  for (uint32_t i = 0; i < kWords; ++i) words[i] = rank * 1000 + me * 4 + i;
+  for (int step = 0; step < kExchangeSteps; ++step) {
+    uint64_t* const full = &s.full[step % 2];
+    const uint32_t parity = step / 2 % 2;
+    const int buffer = RNN_EXT_PLANTED(async_store_into_memory_in_use) ? 0 : step % 2;
+    const uint32_t bytes = size * kExchangeThreads * sizeof(T);
+    if (me == 0) {
+      ptx::mbarrier_arrive_expect_tx(full, RNN_EXT_PLANTED(async_store_wrong_byte_count) ? bytes + 4 : bytes);
+    }
+    T value;
+    std::memcpy(&value, words, sizeof value);
+    for (uint32_t r = 0; r < size; ++r) {
+      ptx::st_async(ptx::cluster_address(&s.received[buffer][rank][me], r), value, ptx::cluster_address(full, r));
+    }
+    if (RNN_EXT_PLANTED(async_store_wait_without_acquire)) {
+      ptx::mbarrier_wait(full, parity);
+    } else if (step == kExchangeSteps - 1) {
+      ptx::mbarrier_wait_acquire_cluster(full, parity);
+    } else if (!RNN_EXT_PLANTED(async_store_not_awaited)) {
+      ptx::mbarrier_wait_acquire_shared(full, parity);
+    }
+    for (uint32_t& word : words) word = static_cast<uint32_t>(step);
+    for (uint32_t r = 0; r < size; ++r) {
+      uint32_t received[kWords];
+      std::memcpy(received, &s.received[buffer][r][kExchangeThreads - 1 - me], sizeof(T));
+      for (uint32_t i = 0; i < kWords; ++i) words[i] += (r + 1) * received[i];
+    }
+  }
+  for (uint32_t i = 0; i < kWords; ++i) out[(blockIdx.x * kExchangeThreads + me) * kWords + i] = words[i];
+}
+
+template <typename T>
+void test_exchange(uint32_t cluster) {
+  constexpr uint32_t kWords = sizeof(T) / 4;
+  const uint32_t count = cluster * kExchangeThreads * kWords;
+  std::vector<uint32_t> expected(count), out(2 * count);
+  for (uint32_t i = 0; i < count; ++i) {
+    expected[i] = i / kWords / kExchangeThreads * 1000 + i / kWords % kExchangeThreads * 4 + i % kWords;
+  }
+  for (int step = 0; step < kExchangeSteps; ++step) {
+    const std::vector<uint32_t> before = expected;
+    for (uint32_t i = 0; i < count; ++i) {
+      expected[i] = static_cast<uint32_t>(step);
+      const uint32_t from = kExchangeThreads - 1 - i / kWords % kExchangeThreads;
+      for (uint32_t r = 0; r < cluster; ++r) {
+        expected[i] += (r + 1) * before[(r * kExchangeThreads + from) * kWords + i % kWords];
+      }
+    }
+  }
+  RNN_EXT_LAUNCH_CLUSTER(exchange<T>, dim3(2 * cluster), dim3(kExchangeThreads), dim3(cluster), sizeof(ExchangeSmem<T>),
+                         nullptr, out.data());
+  for (uint32_t i = 0; i < 2 * count; ++i) CHECK(out[i] == expected[i % count]);
+}
+
+TEST(async_stores_exchange_steps) {
+  for_each_seed([](int) {
+    test_exchange<uint32_t>(4);
+    test_exchange<float2>(2);
+    test_exchange<uint4>(3);
+  });
+}
+
+// The second block sends to the first, which expects the bytes only after another barrier has told it of some of them.
+__global__ void expect_late(uint32_t* out) {
+  struct Smem {
+    uint32_t received[32], told;
+    uint64_t full, tell;
+  };
+  RNN_EXT_SMEM(Smem, s);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::mbarrier_init(&s.tell, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&s.tell, 4);
+  }
+  ptx::cluster_sync();
+  if (ptx::cluster_rank() == 1) {
+    ptx::st_async(ptx::cluster_address(&s.received[threadIdx.x], 0), threadIdx.x, ptx::cluster_address(&s.full, 0));
+    __syncwarp();
+    if (threadIdx.x == 0) ptx::st_async(ptx::cluster_address(&s.told, 0), 7u, ptx::cluster_address(&s.tell, 0));
+    return;
+  }
+  ptx::mbarrier_wait_acquire_shared(&s.tell, 0);
+  if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx(&s.full, sizeof s.received);
+  ptx::mbarrier_wait_acquire_shared(&s.full, 0);
+  out[threadIdx.x] = s.received[threadIdx.x] + s.told;
+}
+
+TEST(async_stores_may_land_before_they_are_expected) {
+  for_each_seed([](int) {
+    std::vector<uint32_t> out(32);
+    RNN_EXT_LAUNCH_CLUSTER(expect_late, dim3(2), dim3(32), dim3(2), 33 * 4 + 4 + 16, nullptr, out.data());
+    for (uint32_t i = 0; i < 32; ++i) CHECK(out[i] == i + 7);
+  });
+}
+
+// More stores at a time than the runtime keeps in flight.
+struct ManyStoresSmem {
+  uint4 received[64 * 128];
+  uint64_t full;
+};
+__global__ void store_very_often(uint32_t* sums) {
+  RNN_EXT_SMEM(ManyStoresSmem, s);
+  const uint32_t peer = 1 - ptx::cluster_rank();
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&s.full, sizeof s.received);
+  }
+  ptx::cluster_sync();
+  for (uint32_t i = threadIdx.x; i < 64 * 128; i += 128) {
+    ptx::st_async(ptx::cluster_address(&s.received[i], peer), uint4{i, i, i, i}, ptx::cluster_address(&s.full, peer));
+  }
+  ptx::mbarrier_wait_acquire_shared(&s.full, 0);
+  uint32_t sum = 0;
+  for (uint32_t i = threadIdx.x; i < 64 * 128; i += 128) sum += s.received[i].x ^ s.received[i].w ^ i ^ 1;
+  atomicAdd(sums, sum);
+}
+
+TEST(async_stores_by_the_thousand) {
+  for (const bool late : {false, true}) {
+    emu::options.late_engines = late;
+    uint32_t sum = 0;
+    RNN_EXT_LAUNCH_CLUSTER(store_very_often, dim3(2), dim3(128), dim3(2), sizeof(ManyStoresSmem), nullptr, &sum);
+    uint32_t expected = 0;
+    for (uint32_t i = 0; i < 64 * 128; ++i) expected += 2 * (i ^ 1);
+    CHECK(sum == expected);
+  }
+}
+
+__global__ void store_to_first_block(float* out) {
+  struct Smem {
+    float received[32];
+    uint64_t full;
+  };
+  RNN_EXT_SMEM(Smem, s);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&s.full, sizeof s.received);
+  }
+  ptx::cluster_sync();
+  if (ptx::cluster_rank() == 1) {
+    ptx::st_async(ptx::cluster_address(&s.received[threadIdx.x], 0), 1.5f, ptx::cluster_address(&s.full, 0));
+  } else if (!RNN_EXT_PLANTED(exit_before_async_store)) {
+    ptx::mbarrier_wait_acquire_shared(&s.full, 0);
+    out[threadIdx.x] = s.received[threadIdx.x];
+  }
+}
+
+TEST(a_block_waits_for_async_stores_to_it) {
+  for_each_seed([](int) {
+    std::vector<float> out(32);
+    RNN_EXT_LAUNCH_CLUSTER(store_to_first_block, dim3(2), dim3(32), dim3(2), 128 + 8, nullptr, out.data());
+    for (const float v : out) CHECK(v == 1.5f);
+  });
+}
+
+enum class AsyncStoreMisuse { kNone, kOffset, kBarrierOffset, kOtherBlock, kNoBlock, kNoInit };
+
+__global__ void misuse_async_store(AsyncStoreMisuse misuse, uint32_t offset) {
+  struct Smem {
+    uint4 received[2];
+    uint64_t full[2];
+  };
+  RNN_EXT_SMEM(Smem, s);
+  if (threadIdx.x == 0) {
+    ptx::mbarrier_init(&s.full[0], 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&s.full[0], ptx::cluster_size() * sizeof(uint4));
+  }
+  ptx::cluster_sync();
+  uint32_t address = ptx::cluster_address(&s.received[ptx::cluster_rank()], 0);
+  uint32_t barrier = ptx::cluster_address(&s.full[misuse == AsyncStoreMisuse::kNoInit ? 1 : 0],
+                                          misuse == AsyncStoreMisuse::kOtherBlock ? 1 : 0);
+  if (misuse == AsyncStoreMisuse::kOffset) address += offset;
+  if (misuse == AsyncStoreMisuse::kBarrierOffset) barrier += offset;
+  if (misuse == AsyncStoreMisuse::kNoBlock) address += 2 << 24, barrier += 2 << 24;
+  if (threadIdx.x == 0) ptx::st_async(address, uint4{}, barrier);
+  if (ptx::cluster_rank() == 0) ptx::mbarrier_wait_acquire_shared(&s.full[0], 0);
+}
+
+TEST(async_stores_are_checked) {
+  const auto launch = [](AsyncStoreMisuse misuse, unsigned cluster, uint32_t offset) {
+    RNN_EXT_LAUNCH_CLUSTER(misuse_async_store, dim3(cluster), dim3(2), dim3(cluster), 48, nullptr, misuse, offset);
+  };
+  launch(AsyncStoreMisuse::kNone, 2, 0);
+  const auto error = [&](AsyncStoreMisuse misuse, unsigned cluster = 2, uint32_t offset = 0) {
+    const std::string message = error_of([&] { launch(misuse, cluster, offset); });
+    CHECK(contains(message, "test_wrappers.cpp:"));
+    return message;
+  };
+  CHECK(contains(error(AsyncStoreMisuse::kNone, 1), "st.async: in a cluster of one block"));
+  CHECK(contains(error(AsyncStoreMisuse::kOffset, 2, 4), "st.async: misaligned, shared offset"));
+  CHECK(contains(error(AsyncStoreMisuse::kOffset, 2, 48), "outside the block's 48 bytes"));
+  CHECK(contains(error(AsyncStoreMisuse::kBarrierOffset, 2, 4), "st.async's mbarrier: misaligned"));
+  CHECK(contains(error(AsyncStoreMisuse::kBarrierOffset, 2, 16), "outside the block's 48 bytes"));
+  CHECK(contains(error(AsyncStoreMisuse::kOtherBlock), "st.async: to block 0, with a barrier of block 1"));
+  CHECK(contains(error(AsyncStoreMisuse::kNoBlock), "in no block's shared memory"));
+  CHECK(contains(error(AsyncStoreMisuse::kNoInit), "st.async: no mbarrier.init yet"));
 }
 
 // ---- TMA ------------------------------------------------------------------------------------------------------------
