@@ -420,6 +420,7 @@ REQUIRED = {
             r"UCGABAR_ARV",
             r"UCGABAR_WAIT",
             r"SYNCS\.ARRIVE\.TRANS64\.RED",
+            *(rf"STAS{bits} " for bits in ("", r"\.64", r"\.128")),
             r"SYNCS\.PHASECHK",
             r"USETMAXREG\.DEALLOC",
             r"USETMAXREG\.TRY_ALLOC",

@@ -74,6 +74,20 @@ __global__ void __launch_bounds__(128) run_counters(const uint32_t* in, uint32_t
   out[6] = ptx::ld_acquire(&out[0]);
 }
 
+// Blocks that wait for all others: out[0] counts them, then each has 32 words, then what the next block had.
+__global__ void __launch_bounds__(32) run_cooperative(const uint32_t* in, uint32_t* out) {
+  uint32_t *const words = out + 1, *const next = words + gridDim.x * 32;
+  const uint32_t me = blockIdx.x * 32 + threadIdx.x;
+  words[me] = in[me];
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    ptx::red_add_release(out, 1);
+    ptx::wait_at_least(out, gridDim.x);
+  }
+  __syncthreads();
+  next[me] = words[(me + 32) % (gridDim.x * 32)];
+}
+
 __global__ void __launch_bounds__(128) run_named_barrier(const uint32_t* in, uint32_t* out) {
   RNN_EXT_SMEM(Smem, smem);
   if (threadIdx.x < 64) {
@@ -204,6 +218,44 @@ __global__ void __launch_bounds__(32) run_mbarrier(const uint32_t* in, uint32_t*
   const uint32_t address = ptx::cluster_address(&smem.words[threadIdx.x], peer);
   out[(rank * 4 + 3) * 32 + threadIdx.x] = ptx::ld_cluster<uint32_t>(address);
   ptx::cluster_sync();
+}
+
+// Two blocks send each other words, double words and quadruple words; the second of two times the bytes are expected
+// only after some may have come.
+__global__ void __launch_bounds__(32) run_st_async(const uint32_t* in, uint32_t* out) {
+  struct Received {
+    uint4 four[2][32];
+    uint2 two[2][32];
+    uint32_t one[2][32];
+    uint64_t full[2];
+  };
+  static_assert(sizeof(Received) <= sizeof(Smem));
+  RNN_EXT_SMEM(Received, smem);
+  constexpr uint32_t kBytes = 32 * (4 + 8 + 16);
+  const uint32_t rank = ptx::cluster_rank(), peer = 1 - rank, me = threadIdx.x;
+  if (me == 0) {
+    for (uint64_t& full : smem.full) ptx::mbarrier_init(&full, 1);
+    ptx::fence_mbarrier_init();
+    ptx::mbarrier_arrive_expect_tx(&smem.full[0], kBytes);
+  }
+  ptx::cluster_sync();
+  const uint32_t* const words = in + (rank * 32 + me) * 7;
+  for (uint32_t time = 0; time < 2; ++time) {
+    const uint32_t full = ptx::cluster_address(&smem.full[time], peer);
+    ptx::st_async(ptx::cluster_address(&smem.one[time][me], peer), words[0] + time, full);
+    ptx::st_async(ptx::cluster_address(&smem.two[time][me], peer), uint2{words[1], words[2] + time}, full);
+    ptx::st_async(ptx::cluster_address(&smem.four[time][me], peer),
+                  uint4{words[3], words[4], words[5], words[6] + time}, full);
+  }
+  ptx::mbarrier_wait_acquire_shared(&smem.full[0], 0);
+  if (me == 0) ptx::mbarrier_arrive_expect_tx(&smem.full[1], kBytes);
+  ptx::mbarrier_wait_acquire_cluster(&smem.full[1], 0);
+  for (uint32_t time = 0; time < 2; ++time) {
+    const uint2 two = smem.two[time][31 - me];
+    const uint4 four = smem.four[time][31 - me];
+    const uint32_t received[7] = {smem.one[time][31 - me], two.x, two.y, four.x, four.y, four.z, four.w};
+    for (int i = 0; i < 7; ++i) out[((time * 2 + rank) * 32 + me) * 7 + i] = received[i];
+  }
 }
 
 struct TileSmem {
@@ -405,6 +457,17 @@ CUtensorMap tensor_map(const char*, const uint32_t* data, int rows, int columns,
   return map;
 }
 
+// Of all blocks at once; a grid that no device has room for is refused, and leaves no error behind.
+void record_cooperative() {
+  record("cooperative", "exact", 1 + 2 * 8 * 32, [](const Buffer& in, uint32_t* out) {
+    const uint32_t* const words = in.data;
+    const cudaError_t refused =
+        RNN_EXT_LAUNCH_COOPERATIVE(run_cooperative, dim3(1 << 20), dim3(32), 0, nullptr, words, out);
+    if (refused != cudaErrorCooperativeLaunchTooLarge || cudaGetLastError() != cudaSuccess) return cudaErrorUnknown;
+    return RNN_EXT_LAUNCH_COOPERATIVE(run_cooperative, dim3(8), dim3(32), 0, nullptr, words, out);
+  });
+}
+
 void record_tma() {
   record("tma_load", "exact", 16 * 32, [](const Buffer& in, uint32_t* out) {
     return RNN_EXT_LAUNCH(run_tma_load, dim3(1), dim3(32), sizeof(Smem), nullptr,
@@ -492,6 +555,7 @@ int main(int argc, char** argv) {
   record("shared_address", "exact", run_shared_address, 32, 32);
   record("tanh_approx", "0.001", run_tanh_approx, 128, 128);
   record("counters", "exact", run_counters, 128, 7);
+  record_cooperative();
   record("named_barrier", "exact", run_named_barrier, 128, 64);
   record("mma_f16", "exact", run_mma_16bit<__half>, 32, 32 * 4);
   if (major >= 8) {
@@ -513,6 +577,7 @@ int main(int argc, char** argv) {
     });
     record("cluster", "exact", run_cluster, 32, 64 * 16, 2);
     record("mbarrier", "exact", run_mbarrier, 32, 2 * 4 * 32, 2);
+    record("st_async", "exact", run_st_async, 32, 2 * 2 * 32 * 7, 2);
     record("stmatrix", "exact", run_stmatrix, 32, 32 * 4);
     record("elect_one", "exact", run_elect_one, 64, 64);
     record_tma();

@@ -14,6 +14,8 @@ void check(bool condition, const char* what) {
   ++failures;
 }
 
+cudaError_t answer = cudaSuccess, last_error = cudaSuccess;  // to a launch, and what is left of it
+
 struct Asked {
   int launches = 0, smem_limit = 0;
   cudaLaunchConfig_t config = {};
@@ -35,7 +37,13 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, v
   ++asked.launches;
   asked.config = *config;
   for (unsigned i = 0; i < config->numAttrs; ++i) asked.attributes[i] = config->attrs[i];
-  return cudaSuccess;
+  return last_error = answer;
+}
+
+cudaError_t cudaGetLastError() {
+  const cudaError_t error = last_error;
+  last_error = cudaSuccess;
+  return error;
 }
 
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
@@ -86,6 +94,19 @@ void test_early_launches_are_allowed_to_be() {
   }
 }
 
+void test_cooperative_launches_are_refused_without_a_trace() {
+  for (const cudaError_t error : {cudaSuccess, cudaErrorCooperativeLaunchTooLarge, cudaErrorInvalidValue}) {
+    asked = {};
+    answer = error;
+    check(RNN_EXT_LAUNCH_COOPERATIVE(kernel, dim3(16), dim3(32), 0, nullptr, 1) == error, "the launch's error");
+    const auto* const cooperative = asked.attribute(cudaLaunchAttributeCooperative);
+    check(cooperative != nullptr && cooperative->cooperative == 1 && asked.config.numAttrs == 1,
+          "all blocks at once, and no other attribute");
+    check(cudaGetLastError() == (error == cudaErrorInvalidValue ? error : cudaSuccess), "the error left behind");
+  }
+  answer = cudaSuccess;
+}
+
 }  // namespace
 
 int main() {
@@ -93,5 +114,6 @@ int main() {
   test_much_shared_memory_is_asked_for();
   test_clusters_are_spread();
   test_early_launches_are_allowed_to_be();
+  test_cooperative_launches_are_refused_without_a_trace();
   return failures == 0 ? 0 : 1;
 }
