@@ -37,8 +37,8 @@ enum class Acquires { kBlock, kShared, kCluster };
 void mbarrier_wait(uint64_t* barrier, uint32_t parity, Acquires acquires, Where where);
 void fence_mbarrier_init();
 
-// The store lands as a piece of engine work of its own. It comes after all that its thread had done before, and so, to
-// ThreadSanitizer, does whoever waits for it: that its completion shows nothing but the value, only the kernel knows.
+// The store lands as a piece of engine work of its own, after all that its thread had done before. More lenient than
+// the device in one thing: whoever waits for it is taken to see what else that thread had written before, too.
 void st_async(uint32_t address, const uint32_t* words, size_t count, uint32_t barrier_address, Where where);
 template <size_t count>
 void st_async(uint32_t address, const uint32_t (&words)[count], uint32_t barrier_address, Where where) {
