@@ -364,8 +364,8 @@ bool run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t c
   grid.launch = &launch;
   grid.body = body;
   grid.closure = closure;
-  if (launch.kind ==
-      LaunchKind::kEarly) {  // its threads may read the arguments, though nothing orders them with who wrote them
+  if (launch.kind == LaunchKind::kEarly) {
+    // Its threads may read the arguments, though nothing orders them with who wrote them.
     if (closure_bytes > sizeof grid.arguments) throw Error(launch_name(launch) + ": too many arguments");
     copy_bytes(grid.arguments, closure, closure_bytes);
     grid.closure = grid.arguments;
@@ -377,10 +377,9 @@ bool run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t c
   const uint64_t cluster_size = launch.cluster.x * launch.cluster.y * launch.cluster.z;
   const uint64_t clusters = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z / cluster_size;
   const bool cooperative = launch.kind == LaunchKind::kCooperative;
-  const int block_size = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
-  if (cooperative &&
-      clusters > uint64_t(options.multiprocessors) * blocks_per_multiprocessor(block_size, launch.smem_bytes))
-    return false;
+  const auto block_size = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
+  const int have_room = options.multiprocessors * blocks_per_multiprocessor(block_size, launch.smem_bytes);
+  if (cooperative && clusters > static_cast<uint64_t>(have_room)) return false;
   const uint64_t cluster_threads = cluster_size * launch.block.x * launch.block.y * launch.block.z;
   const uint64_t at_most = std::max<uint64_t>(
       1, std::min(kMaxFibers / cluster_threads, kSmemBytes / smem_slot_bytes(launch) / cluster_size));
