@@ -71,7 +71,8 @@ IN_FORWARD_GEMV = r"forward_gemv\.cuh:\d+"
 IN_TILED = r"forward_tiled\.cuh:\d+"
 IN_EPILOGUE = r"(epilogue|operand)\.cuh:\d+"
 IN_OPERAND = r"operand\.cuh:\d+"
-IN_RESIDENT = r"resident\.cuh:\d+"
+IN_RESIDENT = r"(resident\w*|exchange)\.cuh:\d+"
+IN_EXCHANGE = r"exchange\.cuh:\d+"
 IN_WGMMA = r"\w*wgmma\.cuh:\d+"
 IN_RECURRENCE = r"sequence/\w+\.(cuh|cu):\d+"
 AT_EXIT = r"scribble\(.*\n.* thread_main"  # with an arrival of which the sanitizer keeps no stack
@@ -138,6 +139,18 @@ FAULTS = {
         {"plain": r"deadlock: .* wait in \S+ at " + IN_RESIDENT, "tsan": IN_RESIDENT},
     ),
     "resident_zeros_multiplied": ("recurrence_resident_infinities", {"plain": WRONG}),
+    "resident_no_sum_barrier": ("recurrence_cluster_8", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "cluster_no_first_barrier": ("recurrence_cluster_4", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "cluster_no_wait": ("recurrence_cluster_16bit", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "cluster_wrong_parity": ("recurrence_cluster_16bit", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "cluster_wrong_bytes": ("recurrence_cluster_4", {"plain": "deadlock: .* wait in mbarrier wait at " + IN_EXCHANGE}),
+    "cluster_no_warp_barrier": ("recurrence_cluster_1", {"tsan": IN_RESIDENT}),
+    "cluster_one_state": ("recurrence_cluster_16bit", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "grid_no_wait": ("recurrence_grid_8", {"plain": WRONG, "tsan": IN_EXCHANGE}),
+    "grid_flag_before_data": ("recurrence_grid_8", {"plain": WRONG, "tsan": IN_EXCHANGE}),
+    "grid_one_state": ("recurrence_grid_16bit", {"plain": WRONG}),
+    "grid_no_barrier_after_copy": ("recurrence_grid_16bit", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "grid_no_row_edge": ("recurrence_grid_16bit", {"plain": WRONG}),
     "no_row_bound": ("mainloop_simt_float", {"asan": IN_OPERAND}),
     "no_k_bound": ("mainloop_tensor_core_half", {"plain": WRONG, "asan": IN_OPERAND}),
     "ragged_tail_not_cleared": ("mainloop_tensor_core_half", {"plain": WRONG}),
@@ -371,6 +384,18 @@ REQUIRED = {
             ("bfloat16", [r"HMMA\.16816\.F32\.BF16"]),
         )
     },
+    **{
+        f"{direction}_cluster_{dtype}.cu": {"sm_90a": [r"STAS", r"SYNCS\.PHASECHK", r"UCGABAR_WAIT", r"LDS\.128", op]}
+        for direction in ("forward", "backward")
+        for dtype, op in (("float", "FFMA"), ("half", r"HMMA\.16816\.F32 "), ("bfloat16", r"HMMA\.16816\.F32\.BF16"))
+    },
+    **{
+        f"{direction}_grid_{dtype}.cu": {
+            "sm_80": [r"LDGSTS\.E\.BYPASS\.128", r"RED\S*\.ADD\.STRONG\.GPU", r"LD(G)?\S*\.STRONG\.GPU", op]
+        }
+        for direction in ("forward", "backward")
+        for dtype, op in (("float", "FFMA"), ("half", r"HMMA\.16816\.F32 "), ("bfloat16", r"HMMA\.16816\.F32\.BF16"))
+    },
     "forward_wgmma.cu": {
         "sm_90a": [
             r"UTMALDG\.2D ",
@@ -444,7 +469,7 @@ def required(file: str, arch: str) -> list[str]:
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("file", [*SOURCES, build.TESTS / "golden.cu"], ids=lambda f: f.name)
 def test_compiled_code(file: Path, arch: str) -> None:
-    if arch == "sm_75" and "_resident_" in file.name:
+    if arch == "sm_75" and re.search("_(resident|cluster|grid)_", file.name):
         pytest.skip("from sm_80 on: what is compiled below is never launched")
     code = cubin.built_or_compiled(file, arch)
     kernels = cubin.resources(code)

@@ -331,13 +331,12 @@ def test_a_backward_kernel_that_cannot_take_the_case_is_refused(explain, case, k
         explain(case, RNN_EXT_BACKWARD_KERNEL=kernel)
 
 
-# The largest H whose U stays on an H100's chip: in one block, 8, and 132.
+# The largest H whose U stays on an H100's chip: in one block, 8, and 132, of those that have a warp or more for it.
 @pytest.mark.parametrize(
     "dtype, limits",
     [
-        ("float32", {"resident_1": 256, "resident_8": 256, "cluster": 640, "grid": 2599}),
-        ("bfloat16", {"resident_256": 256, "resident_384": 384, "cluster": 905, "grid": 3676}),
-        ("float64", {"cluster": 452, "grid": 1838}),
+        ("float32", {"resident_1": 256, "resident_8": 256, "cluster_1": 768, "cluster_8": 640, "grid_1": 2560}),
+        ("bfloat16", {"resident_256": 256, "resident_384": 384, "cluster_16bit": 1024, "grid_16bit": 4224}),
     ],
 )
 def test_explain_of_a_sequence_names_the_families_and_their_limits(dtype, limits):
@@ -351,10 +350,13 @@ def test_explain_of_a_sequence_names_the_families_and_their_limits(dtype, limits
 @pytest.mark.parametrize(
     "case, kernel",
     [
-        ("50 1 8 256 float32 h100", "resident_1 .*1 launch of 1 blocks of 512 threads, 1 rows each"),
+        ("50 1 8 128 float32 h100", "resident_1 .*1 launch of 1 blocks of 256 threads, 1 rows each"),
         ("50 1000 8 64 float32 h100", "resident_8 .*1 launch of 125 blocks of 128 threads, 8 rows each"),
         ("50 64 8 256 bfloat16 h100", "resident_256 "),
         ("50 64 8 320 float16 a100", "resident_384 "),
+        ("1024 16 8 768 bfloat16 h100", "cluster_16bit .*1 launch of 128 blocks .*1 rows each, 8 of them share U"),
+        ("50 16 8 1760 bfloat16 h100", "grid_16bit .*1 launch of 110 blocks .*, 8 rows each, 55 of them share U"),
+        ("50 16 8 1000 float32 a100", "grid_1 "),
         ("50 64 8 256 float64 h100", "stepped_"),
         ("50 64 8 256 float16 t4", "stepped_"),
     ],
@@ -369,8 +371,8 @@ def test_the_kernel_of_a_sequence(case, kernel):
 def test_every_gpu_has_a_kernel_for_every_sequence(gpu, dtype):
     for sizes in ["1 1 1 1", "50 16 1760 1760", "7 300 3 5001"]:
         text = report.explain_sequence([*sizes.split(), dtype], gpu)
-        assert re.search(r"^forward, a step runs: (stepped|resident)_", text, re.MULTILINE)
-        assert re.search(r"^backward, a step runs: (stepped|resident)_", text, re.MULTILINE)
+        assert re.search(r"^forward, a step runs: (stepped|resident|cluster|grid)_", text, re.MULTILINE)
+        assert re.search(r"^backward, a step runs: (stepped|resident|cluster|grid)_", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -397,7 +399,7 @@ def test_explain_takes_a_sequence_with_its_steps_first(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", "rnn_ext --explain 50 16 1760 1760 bfloat16 --gpu h100".split())
     report.main()
     output = capsys.readouterr().out
-    assert re.search(r"^forward, a step runs: stepped_32x32 +50 launches of 55 blocks", output, re.MULTILINE)
+    assert re.search(r"^forward, a step runs: grid_16bit +1 launch of 110 blocks", output, re.MULTILINE)
     assert "no GPU has confirmed it" in output
     for words in ("3 4 float32", "1 2 3 4 5 float32", "5 1 2 3 float32 --cpu", "5 1 2 3 float32 --tf32"):
         monkeypatch.setattr(sys, "argv", ["rnn_ext", "--explain", *words.split()])

@@ -45,11 +45,21 @@ class Gpu {
   void run(const Params& p, Launch launch) const {
     cuda::SequenceCase c = cuda::recurrence_case(p);
     c.tf32 = c.dtype == cuda::Dtype::kFloat && allows_tf32();
+    cudaError_t error = launch_planned(c, launch);
+    if (error == cudaErrorCooperativeLaunchTooLarge) {  // others have a part of the GPU
+      c.whole_gpu = false;
+      error = launch_planned(c, launch);
+    }
+    C10_CUDA_CHECK(error);
+  }
+
+  template <typename Launch>
+  cudaError_t launch_planned(const cuda::SequenceCase& c, Launch launch) const {
     const auto plan = remembered_plan(cuda::plan_sequence, c, {c.steps, c.batch, c.hidden_size, c.backward},
                                       guard_.current_device().index(), "RNN_EXT_SEQUENCE_KERNEL");
     // From the caching allocator: its memory goes to others only behind the kernels on this stream.
     const auto workspace = at::empty({plan.workspace_bytes}, bytes_.dtype(at::kByte));
-    C10_CUDA_CHECK(launch(plan, as_pointer<void>(workspace)));
+    return launch(plan, as_pointer<void>(workspace));
   }
 };
 

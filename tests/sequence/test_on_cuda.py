@@ -50,7 +50,7 @@ def test_a_layer_gives_what_the_cpu_gives(layout, reverse, dtype, sizes):
         assert error <= {8: 1e-10, 4: 1e-4, 2: 5e-2}[dtype.itemsize]
 
 
-@pytest.mark.parametrize("kernel, launches", [("stepped_16x16", 20), ("resident_256", 1)])
+@pytest.mark.parametrize("kernel, launches", [("stepped_16x16", 20), ("resident_256", 1), ("grid_16bit", 1)])
 def test_a_layer_makes_no_copy_from_the_host_and_a_launch_a_step_or_a_pass(monkeypatch, kernel, launches):
     monkeypatch.setenv("RNN_EXT_SEQUENCE_KERNEL", kernel)
     x = torch.randn(20, 4, 32, device="cuda", dtype=torch.bfloat16)

@@ -24,68 +24,102 @@ ForwardCase step_of(const SequenceCase& c) {
 
 constexpr double kStepLatency = 0.35;      // µs: sums, f, h to shared memory, a barrier
 constexpr double kPassLatency = 0.15;      // the same but for the barrier
-constexpr double kClusterExchange = 0.55;  // the same to and from the peers
-constexpr double kGridExchange = 1.1;      // through L2, with flags
+constexpr double kSumLatency = 0.08;       // parts of k, through shared memory and a barrier
+constexpr double kClusterExchange = 0.55;  // h to and from the peers
+constexpr double kGridExchange = 1.1;      // through L2, with a counter
 constexpr double kFfmaOfPeak = 0.7;        // what a chain of steps leaves of it
+constexpr double kChunkClocks = 66;        // two products of tensor cores of which one waits for the other
+constexpr double kSimtChunkClocks = 16;    // four FFMA
+constexpr double kSmemClocks = 30;         // what a chunk that comes from shared memory is waited for
 
-// A step with U in shared memory: the largest of what the multiprocessor multiplies, of U read from there once, and,
-// of a grid, of h read by all from L2; and how long h takes to where it is needed.
-double shared_microseconds(const SharedFamily& f, const SequenceCase& c, const Device& d) {
+// A step of a kernel that keeps U on the chip: each pass over U is bounded by what multiplies, by what comes from
+// shared memory, all of the state and the part of U that registers don't hold, or by the chain of a thread's products.
+// Less than a warp for each quarter of the multiprocessor leaves some idle.
+// What a block reads of U before its first step counts as a part of each.
+double resident_microseconds(const ResidentKernel& k, const ResidentLaunch& l, const SequenceCase& c, const Device& d) {
   const Machine m = machine_of(d.compute_capability);
-  const double H = double(c.hidden_size), size = bytes_of(c.dtype), blocks = double(f.blocks(d));
-  const int64_t slices = std::max<int64_t>(1, d.multiprocessors / f.blocks(d));
-  const double rows = double(ceil_div(c.batch, slices));
-  const bool tensor_cores = size != 4;
-  const double multiplied = tensor_cores ? double(ceil_div(int64_t(rows), 16) * 16) : rows;
-  const double flops = 2 * multiplied * H * H / blocks /
-                       (compute_flops(m, tensor_cores ? Math::kTensorCore : Math::kSimt, c.dtype) * kFfmaOfPeak);
-  const double smem = H * H * size / blocks / kSmemBytes * double(ceil_div(int64_t(rows), 16));
-  const double l2 = f.sharing == 0 ? rows * H * size * blocks / m.l2_total_bytes : 0;
-  const double exchange = f.sharing == 0 ? kGridExchange : kClusterExchange;
-  return kStepLatency + exchange + std::max({flops, smem, l2}) / (m.ghz * 1e3);
-}
-
-std::string beyond(int64_t most, const SequenceCase& c) {
-  return "U fits up to H = " + std::to_string(most) + ", not " + std::to_string(c.hidden_size);
-}
-
-std::string why_not_shared(const SharedFamily& f, const SequenceCase& c, const Device& d) {
-  if (d.compute_capability < f.first_sm) return not_for(d.compute_capability);
-  if (f.holds(c.hidden_size, c.dtype, d)) return "";
-  int64_t most = c.hidden_size;
-  while (most > 0 && !f.holds(most, c.dtype, d)) --most;
-  return beyond(most, c);
-}
-
-// A step of a `resident` kernel: each pass over U is bounded by what multiplies or by what comes from shared memory,
-// all of the state and the part of U that registers don't hold. What a block reads of U before its first step counts as
-// a part of each.
-double resident_microseconds(const ResidentKernel& k, int block_rows, const SequenceCase& c, const Device& d) {
-  const Machine m = machine_of(d.compute_capability);
-  const int chunks = k.chunks(c.hidden_size, c.dtype), threads = k.threads(c.hidden_size);
-  const double in_chunk = double(kResidentChunk) / bytes_of(c.dtype), columns = double(threads) / 32 * k.warp_columns();
-  const double flops =
-      2 * double(k.rows) * columns * chunks * in_chunk / (compute_flops(m, k.math, c.dtype) * kFfmaOfPeak);
+  const double H = double(c.hidden_size), size = bytes_of(c.dtype);
+  const int threads = k.threads(c.hidden_size, l), chunks = k.thread_chunks(c.hidden_size, c.dtype, l.splits);
+  const double flops = 2 * double(k.rows) * k.columns(c.hidden_size, l.parts) * l.splits * chunks * kResidentChunk /
+                       size / (compute_flops(m, k.math, c.dtype) * kFfmaOfPeak * std::min(1., threads / 128.));
   const double of_state = double(threads) * chunks * (k.math == Math::kSimt ? 16 * k.rows : 32);
   const double of_weights = double(threads) * std::max(0, chunks - k.register_chunks) * k.units() * 16;
-  const double pass = std::max(flops, (of_state + of_weights) / kSmemBytes);
-  const auto blocks = double(ceil_div(ceil_div(c.batch, block_rows), d.multiprocessors));  // of a multiprocessor
-  const double together = std::max(
-      1., std::min(std::floor(double(d.smem_per_block) / double(k.smem_bytes(c.hidden_size, c.dtype, block_rows))),
-                   std::floor(double(k.max_threads) / threads)));
-  const double fill = double(c.hidden_size) * double(c.hidden_size) * bytes_of(c.dtype) / m.l2_bytes / double(c.steps);
-  return std::ceil(blocks / together) * (kStepLatency + (k.passes(block_rows) - 1) * kPassLatency) +
-         blocks * (k.passes(block_rows) * pass + fill) / (m.ghz * 1e3);
+  const double chain = chunks * (k.math == Math::kSimt ? kSimtChunkClocks : kChunkClocks) +
+                       std::max(0, chunks - k.register_chunks) * kSmemClocks;
+  const double pass = std::max({flops, (of_state + of_weights) / kSmemBytes, chain});
+  const double sums = l.splits > 1 ? kSumLatency : 0;
+  // Of a multiprocessor.
+  const auto blocks = double(ceil_div(l.slices(c.batch), k.slices_at_once(l.parts, d)));
+  const double together =
+      k.sharing == Sharing::kGrid
+          ? 1
+          : std::max(1.,
+                     std::min(std::floor(double(d.smem_per_block) / double(k.smem_bytes(c.hidden_size, c.dtype, l))),
+                              std::floor(double(k.max_threads) / threads)));
+  double latency = kStepLatency + sums + (k.passes(l.block_rows) - 1) * (kPassLatency + sums);
+  if (k.sharing == Sharing::kCluster) latency += kClusterExchange;
+  if (k.sharing == Sharing::kGrid) {
+    const double rows = double(l.block_rows) * double(l.slices(c.batch)) * l.parts;  // that blocks read of a state
+    latency += kGridExchange + rows * H * size / m.l2_total_bytes / (m.ghz * 1e3);
+  }
+  const double fill = H * H * size / l.parts / m.l2_bytes / double(c.steps);
+  return std::ceil(blocks / together) * latency + blocks * (k.passes(l.block_rows) * pass + fill) / (m.ghz * 1e3);
+}
+
+// The fastest launch of the kernel. It has no rows if there is none.
+ResidentLaunch best_resident_launch(const ResidentKernel& k, const SequenceCase& c, const Device& d) {
+  ResidentLaunch best;
+  double least = 0;
+  const auto consider = [&](const ResidentLaunch& of) {
+    ResidentLaunch l = of;
+    l.block_rows = k.block_rows(c.batch, c.hidden_size, c.dtype, l, d);
+    if (l.block_rows == 0) return;
+    const double microseconds = resident_microseconds(k, l, c, d);
+    if (best.block_rows == 0 || microseconds < least) best = l, least = microseconds;
+  };
+  if (k.sharing == Sharing::kNone) {
+    consider({});
+    return best;
+  }
+  const int chunks = k.chunks(c.hidden_size, c.dtype);
+  for (int warps = 1; warps * 32 <= k.max_threads; ++warps) {  // that have different columns
+    ResidentLaunch l;
+    const int64_t parts = ceil_div(c.hidden_size, int64_t{warps} * k.warp_columns);
+    if (parts < 2) break;
+    if (parts > k.most_parts(d)) continue;
+    l.parts = static_cast<int>(parts);
+    for (; l.splits <= chunks && l.splits * warps * 32 <= k.max_threads; ++l.splits) consider(l);
+  }
+  return best;
 }
 
 std::string why_not_resident(const ResidentKernel& k, const SequenceCase& c, const Device& d) {
   if (!k.takes(c.dtype)) return "it is not compiled for this dtype";
+  if (k.sharing == Sharing::kCluster) {
+    const std::string why = why_no_wgmma(d, true);
+    if (!why.empty()) return why;
+  }
   if (d.compute_capability < kResidentFirstSm) return not_for(d.compute_capability);
   if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
-  if (k.fits(c.hidden_size, c.dtype, 1, d)) return "";
-  int64_t most = c.hidden_size;
-  while (most > 0 && !k.fits(most, c.dtype, 1, d)) --most;
-  return beyond(most, c);
+  if (k.sharing == Sharing::kGrid && !c.whole_gpu) return "the GPU has no room for all of its blocks at once";
+  SequenceCase one = c;
+  one.batch = 1;
+  const auto fits = [&](int64_t hidden_size) {
+    one.hidden_size = hidden_size;
+    return best_resident_launch(k, one, d).block_rows > 0;
+  };
+  if (fits(c.hidden_size)) {
+    return best_resident_launch(k, c, d).block_rows > 0 || c.batch == 0
+               ? ""
+               : "not all blocks that a batch of " + std::to_string(c.batch) + " takes run at once";
+  }
+  if (k.sharing != Sharing::kNone && c.hidden_size <= k.warp_columns) return "there is nothing to share";
+  int64_t most = 0;
+  for (int64_t beyond = c.hidden_size; beyond - most > 1;) {
+    const int64_t middle = most + (beyond - most) / 2;
+    (fits(middle) || middle <= k.warp_columns ? most : beyond) = middle;
+  }
+  return "U fits up to H = " + std::to_string(most) + ", not " + std::to_string(c.hidden_size);
 }
 
 std::vector<Candidate<SequencePlan>> candidates(const SequenceCase& c, const Device& d) {
@@ -105,22 +139,11 @@ std::vector<Candidate<SequencePlan>> candidates(const SequenceCase& c, const Dev
     plan.kernel = i;
     const std::string why = why_not_resident(kResident[i], c, d);
     if (why.empty()) {
-      plan.block_rows = kResident[i].block_rows(c.batch, c.hidden_size, c.dtype, d);
-      plan.microseconds = resident_microseconds(kResident[i], plan.block_rows, c, d);
-    }
-    all.push_back({plan, why, ""});
-  }
-  for (int i = 0; i < kNumShared; ++i) {
-    const SharedFamily& f = kShared[i];
-    SequencePlan plan;
-    plan.family = SequencePlan::Family::kShared;
-    plan.kernel = i;
-    plan.microseconds = shared_microseconds(f, c, d);
-    std::string why = why_not_shared(f, c, d);
-    if (why.empty() && !f.is_there) {
-      char text[100];
-      std::snprintf(text, sizeof text, "it is not written yet; it would take %.2f", plan.microseconds);
-      why = text;
+      plan.launch = best_resident_launch(kResident[i], c, d);
+      plan.microseconds = resident_microseconds(kResident[i], plan.launch, c, d);
+      if (kResident[i].sharing == Sharing::kGrid) {
+        plan.workspace_bytes = GridWorkspace(kResident[i], c.batch, c.hidden_size, c.dtype, plan.launch).bytes();
+      }
     }
     all.push_back({plan, why, ""});
   }
@@ -131,9 +154,14 @@ std::string describe(const SequencePlan& plan, const SequenceCase& c) {
   char text[200];
   if (plan.family == SequencePlan::Family::kResident) {
     const ResidentKernel& k = kResident[plan.kernel];
-    std::snprintf(text, sizeof text, "1 launch of %lld blocks of %d threads, %d rows each",
-                  static_cast<long long>(ceil_div(c.batch, plan.block_rows)), k.threads(c.hidden_size),
-                  plan.block_rows);
+    const ResidentLaunch& l = plan.launch;
+    char sharing[80] = "";
+    if (k.sharing != Sharing::kNone) {
+      std::snprintf(sharing, sizeof sharing, ", %d of them share U, k in %d", l.parts, l.splits);
+    }
+    std::snprintf(text, sizeof text, "1 launch of %lld blocks of %d threads, %d rows each%s",
+                  static_cast<long long>(l.slices(c.batch) * l.parts), k.threads(c.hidden_size, l), l.block_rows,
+                  sharing);
     return text;
   }
   const SteppedKernel& k = kStepped[plan.kernel];

@@ -37,28 +37,7 @@ constexpr SteppedKernel kStepped[] = {
 // clang-format on
 constexpr int kNumStepped = static_cast<int>(sizeof(kStepped) / sizeof(kStepped[0]));
 
-// `resident`, in resident.h, has all of U in a block. The families that divide U over blocks hold more of it: a
-// multiprocessor's shared memory less what h and z take, times how many share U.
-struct SharedFamily {
-  const char* name;
-  int sharing;   // how many blocks have a part of U each; 0: all multiprocessors
-  int first_sm;  // compute capability
-  bool is_there;
-
-  static constexpr size_t kBytesOfRows = 27 * 1024;  // h, twice, and z ahead
-  constexpr int64_t blocks(const Device& d) const { return sharing > 0 ? sharing : d.multiprocessors; }
-  // Whether U fits.
-  constexpr bool holds(int64_t hidden_size, Dtype dtype, const Device& d) const {
-    return d.smem_per_block > kBytesOfRows && hidden_size * hidden_size * bytes_of(dtype) <=
-                                                  blocks(d) * static_cast<int64_t>(d.smem_per_block - kBytesOfRows);
-  }
-};
-
-constexpr SharedFamily kShared[] = {
-    {"cluster", 8, 90, false},  // a slice of the batch a cluster, whose blocks exchange h
-    {"grid", 0, 80, false},     // all of the batch, h through L2
-};
-constexpr int kNumShared = static_cast<int>(sizeof(kShared) / sizeof(kShared[0]));
+// The families that keep U on the chip, `resident`, `cluster` and `grid`, are the rows of kResident.
 
 // ---- the choice -----------------------------------------------------------------------------------------------------
 
@@ -69,10 +48,11 @@ struct SequenceCase {
   bool backward = false;
   bool packs_weight = false;  // U is not read as it lies: its rows along K don't start at multiples of 16 bytes
   bool tf32 = false;          // PyTorch allows tf32 in matrix products
+  bool whole_gpu = true;      // a grid may have all multiprocessors; false: such a launch was refused
 
   bool operator==(const SequenceCase& o) const {
     return steps == o.steps && batch == o.batch && hidden_size == o.hidden_size && dtype == o.dtype &&
-           backward == o.backward && packs_weight == o.packs_weight && tf32 == o.tf32;
+           backward == o.backward && packs_weight == o.packs_weight && tf32 == o.tf32 && whole_gpu == o.whole_gpu;
   }
 };
 
@@ -94,24 +74,18 @@ struct SteppedWorkspace {
 };
 
 struct SequencePlan {
-  enum class Family { kStepped, kResident, kShared };
+  enum class Family { kStepped, kResident };
   Family family = Family::kStepped;
-  int kernel = -1;     // the row of kStepped, kResident or kShared
-  bool early = false;  // stepped: a step's launch may overlap the end of the one before
-  int block_rows = 0;  // resident: a block's slice of the batch
+  int kernel = -1;        // the row of kStepped or kResident
+  bool early = false;     // stepped: a step's launch may overlap the end of the one before
+  ResidentLaunch launch;  // of a row of kResident
   int64_t workspace_bytes = 0;
   double microseconds = 0;  // a step, by the model
 
   bool takes(Dtype dtype) const {
-    return family == Family::kStepped    ? kStepped[kernel].takes(dtype)
-           : family == Family::kResident ? kResident[kernel].takes(dtype)
-                                         : true;
+    return family == Family::kStepped ? kStepped[kernel].takes(dtype) : kResident[kernel].takes(dtype);
   }
-  const char* name() const {
-    return family == Family::kStepped    ? kStepped[kernel].name
-           : family == Family::kResident ? kResident[kernel].name
-                                         : kShared[kernel].name;
-  }
+  const char* name() const { return family == Family::kStepped ? kStepped[kernel].name : kResident[kernel].name; }
 };
 
 // The best kernel by the model, or the one that `forced` names (null or empty: no force). Throws std::invalid_argument

@@ -38,6 +38,13 @@
 
 namespace rnn_ext::cuda::ptx {
 
+// Whether the architecture that is compiled for has clusters: elsewhere their kernels can be left empty.
+#if defined(RNN_EXT_CUDA_HOST) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kHasClusters = true;
+#else
+constexpr bool kHasClusters = false;
+#endif
+
 // ---- launches that overlap ------------------------------------------------------------------------------------------
 //
 // A kernel of RNN_EXT_LAUNCH_EARLY may run while the one before it in the stream still does, as soon as all of that

@@ -22,9 +22,10 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
   using Smem = ResidentSmem;
   static_assert(sizeof(Smem) == kResidentTables);
   constexpr int kRun = Block::kRun;
+  if constexpr (kResident[kKernel].sharing == Sharing::kCluster && !ptx::kHasClusters) return;
   RNN_EXT_SMEM(Smem, smem);
   Block block(smem, task);
-  const int H = block.hidden_size(), column = Block::Product::column(), inside = block.inside();
+  const int H = block.hidden_size(), column = block.column(), inside = block.inside();
 
   struct Inputs {
     Run<T, kRun> grad_output, output;
@@ -76,19 +77,16 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
 
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
-template <typename T>
-cudaError_t launch_resident_backward(const RecurrenceBackwardParams<T>& p, int kernel, int block_rows,
-                                     cudaStream_t stream) {
-  if (p.steps.batch == 0 || p.hidden_size == 0) return cudaSuccess;
-  return with_resident_kernel<T>(kernel, [&](auto index) {
-    constexpr int kKernel = decltype(index)::value, kRun = ResidentProduct<T, kKernel>::kRun;
-    constexpr ResidentKernel k = kResident[kKernel];
-    const auto task = resident_task<T>(p, k, block_rows, /*backward=*/true, p.grad_hx != nullptr ? 1 : 0);
-    return RNN_EXT_LAUNCH(
-        (backward_resident<T, kKernel>), dim3(static_cast<unsigned>(ceil_div(p.steps.batch, block_rows))),
-        dim3(k.threads(p.hidden_size)), k.smem_bytes(p.hidden_size, kDtype<T>, block_rows), stream, p, task,
-        Derivative<float>(p.nonlinearity), (ResidentRows<const T, kRun>(p.grad_output, p.hidden_size)),
-        (ResidentRows<const T, kRun>(p.output, p.hidden_size)), (ResidentRows<T, kRun>(p.grad_z, p.hidden_size)));
+template <typename T, Sharing kSharing>
+cudaError_t launch_resident_backward(const RecurrenceBackwardParams<T>& p, int kernel, const ResidentLaunch& l,
+                                     void* workspace, cudaStream_t stream) {
+  return with_resident_kernel<T, kSharing>(kernel, [&](auto index) {
+    constexpr ResidentKernel k = kResident[decltype(index)::value];
+    const auto task = resident_task<T>(p, k, l, workspace, /*backward=*/true, p.grad_hx != nullptr ? 1 : 0);
+    return launch_resident<kSharing, T>(
+        backward_resident<T, decltype(index)::value>, k, task, l, stream, p, task, Derivative<float>(p.nonlinearity),
+        (ResidentRows<const T, k.run()>(p.grad_output, p.hidden_size)),
+        (ResidentRows<const T, k.run()>(p.output, p.hidden_size)), (ResidentRows<T, k.run()>(p.grad_z, p.hidden_size)));
   });
 }
 

@@ -1,6 +1,10 @@
-// The recurrence forward, h_t = f(z_t + h_{t-1} Uᵀ) for all t in one launch: every block has all of U on the chip, and
-// a slice of the batch. Rows of the batch never meet, so no block waits for another, and a step costs what one
+// The recurrence forward, h_t = f(z_t + h_{t-1} Uᵀ) for all t in one launch, with U on the chip. Rows of the batch
+// never meet, so they are divided into slices.
+//
+// Where U fits one block, every block has all of it and a slice. No block waits for another, and a step costs what one
 // multiprocessor takes for it: a pass over U for each 8 rows (or 1, 2, 4: fp32), the nonlinearity, and one barrier.
+// Else the blocks of a cluster have U and a slice together, or those of the grid, or of a part of it. They wait for
+// each other at every step, and a step takes the longer, but what multiplies is many times as much.
 //
 // What limits a pass is how fast U and h come to what multiplies them. Half of U or more stays in registers, where it
 // costs nothing to come by; the rest, and h, are read from shared memory, 16 bytes a thread at a time. h has two
@@ -22,9 +26,10 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
   using Smem = ResidentSmem;
   static_assert(sizeof(Smem) == kResidentTables);
   constexpr int kRun = Block::kRun;
+  if constexpr (kResident[kKernel].sharing == Sharing::kCluster && !ptx::kHasClusters) return;
   RNN_EXT_SMEM(Smem, smem);
   Block block(smem, task);
-  const int H = block.hidden_size(), column = Block::Product::column(), inside = block.inside();
+  const int H = block.hidden_size(), column = block.column(), inside = block.inside();
 
   const int lane = static_cast<int>(threadIdx.x) % 32, warps = static_cast<int>(blockDim.x) / 32;
   for (int row = static_cast<int>(threadIdx.x) / 32; row < block.rows(); row += warps) {
@@ -35,7 +40,7 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
         h = p.hx.data[place * p.hx.row_stride + n * p.hx.col_stride];
         block.start_with(row, n, h);
       }
-      if (block.length(row) == 0) p.h_n[place * H + n] = h;
+      if (block.length(row) == 0 && block.is_first_part()) p.h_n[place * H + n] = h;
     }
   }
 
@@ -67,18 +72,15 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
 
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
-template <typename T>
-cudaError_t launch_resident_forward(const RecurrenceForwardParams<T>& p, int kernel, int block_rows,
-                                    cudaStream_t stream) {
-  if (p.steps.batch == 0 || p.hidden_size == 0) return cudaSuccess;
-  return with_resident_kernel<T>(kernel, [&](auto index) {
-    constexpr int kKernel = decltype(index)::value, kRun = ResidentProduct<T, kKernel>::kRun;
-    constexpr ResidentKernel k = kResident[kKernel];
-    const auto task = resident_task<T>(p, k, block_rows, /*backward=*/false, 0);
-    return RNN_EXT_LAUNCH(
-        (forward_resident<T, kKernel>), dim3(static_cast<unsigned>(ceil_div(p.steps.batch, block_rows))),
-        dim3(k.threads(p.hidden_size)), k.smem_bytes(p.hidden_size, kDtype<T>, block_rows), stream, p, task,
-        (ResidentRows<const float, kRun>(p.z, p.hidden_size)), (ResidentRows<T, kRun>(p.output, p.hidden_size)));
+template <typename T, Sharing kSharing>
+cudaError_t launch_resident_forward(const RecurrenceForwardParams<T>& p, int kernel, const ResidentLaunch& l,
+                                    void* workspace, cudaStream_t stream) {
+  return with_resident_kernel<T, kSharing>(kernel, [&](auto index) {
+    constexpr ResidentKernel k = kResident[decltype(index)::value];
+    const auto task = resident_task<T>(p, k, l, workspace, /*backward=*/false, 0);
+    return launch_resident<kSharing, T>(forward_resident<T, decltype(index)::value>, k, task, l, stream, p, task,
+                                        (ResidentRows<const float, k.run()>(p.z, p.hidden_size)),
+                                        (ResidentRows<T, k.run()>(p.output, p.hidden_size)));
   });
 }
 

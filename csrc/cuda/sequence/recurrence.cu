@@ -1,5 +1,7 @@
 // The launchers of a recurrence: from a plan to its kernels; and the launches around it.
 #include <algorithm>
+#include <type_traits>
+#include <vector>
 
 #include "cuda/sequence/launch.h"
 #include "cuda/sequence/resident.h"
@@ -35,6 +37,32 @@ SequenceCase case_of(const Steps& steps, int64_t hidden_size, const Matrix<T>& w
   return c;
 }
 
+// Those of a GridWorkspace.
+cudaError_t clear_counters(int64_t slices, void* workspace, cudaStream_t stream) {
+  const std::vector<int64_t> zeros(slices * GridWorkspace::kCounterBytes / sizeof(int64_t));
+  return write_table(zeros.data(), static_cast<int64_t>(zeros.size()), static_cast<int64_t*>(workspace), stream);
+}
+
+// Runs the plan: by stepped(), or by resident(std::integral_constant<Sharing>) where U stays on the chip.
+template <typename T, typename Stepped, typename Resident>
+cudaError_t launch_planned(const SequencePlan& plan, const Steps& steps, int64_t hidden_size, void* workspace,
+                           cudaStream_t stream, Stepped stepped, Resident resident) {
+  if (steps.batch == 0 || hidden_size == 0) return cudaSuccess;
+  if (plan.family == SequencePlan::Family::kStepped) return stepped();
+  if constexpr (sizeof(T) < 8) {
+    switch (kResident[plan.kernel].sharing) {
+      case Sharing::kNone:
+        return resident(std::integral_constant<Sharing, Sharing::kNone>());
+      case Sharing::kCluster:
+        return resident(std::integral_constant<Sharing, Sharing::kCluster>());
+      case Sharing::kGrid:
+        const cudaError_t e = clear_counters(plan.launch.slices(steps.batch), workspace, stream);
+        return e != cudaSuccess ? e : resident(std::integral_constant<Sharing, Sharing::kGrid>());
+    }
+  }
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace
 
 template <typename T>
@@ -51,33 +79,23 @@ SequenceCase recurrence_case(const RecurrenceBackwardParams<T>& p) {
 template <typename T>
 cudaError_t recurrence_forward(const RecurrenceForwardParams<T>& p, const Steps& host, const SequencePlan& plan,
                                void* workspace, cudaStream_t stream) {
-  if (p.steps.batch == 0 || p.hidden_size == 0) return cudaSuccess;
-  switch (plan.family) {
-    case SequencePlan::Family::kStepped:
-      return launch_stepped_forward(p, host, plan, workspace, stream);
-    case SequencePlan::Family::kResident:
-      if constexpr (sizeof(T) < 8) return launch_resident_forward(p, plan.kernel, plan.block_rows, stream);
-      break;
-    case SequencePlan::Family::kShared:
-      break;
-  }
-  return cudaErrorInvalidValue;
+  return launch_planned<T>(
+      plan, p.steps, p.hidden_size, workspace, stream,
+      [&] { return launch_stepped_forward(p, host, plan, workspace, stream); },
+      [&](auto sharing) {
+        return launch_resident_forward<T, decltype(sharing)::value>(p, plan.kernel, plan.launch, workspace, stream);
+      });
 }
 
 template <typename T>
 cudaError_t recurrence_backward(const RecurrenceBackwardParams<T>& p, const Steps& host, const SequencePlan& plan,
                                 void* workspace, cudaStream_t stream) {
-  if (p.steps.batch == 0 || p.hidden_size == 0) return cudaSuccess;
-  switch (plan.family) {
-    case SequencePlan::Family::kStepped:
-      return launch_stepped_backward(p, host, plan, workspace, stream);
-    case SequencePlan::Family::kResident:
-      if constexpr (sizeof(T) < 8) return launch_resident_backward(p, plan.kernel, plan.block_rows, stream);
-      break;
-    case SequencePlan::Family::kShared:
-      break;
-  }
-  return cudaErrorInvalidValue;
+  return launch_planned<T>(
+      plan, p.steps, p.hidden_size, workspace, stream,
+      [&] { return launch_stepped_backward(p, host, plan, workspace, stream); },
+      [&](auto sharing) {
+        return launch_resident_backward<T, decltype(sharing)::value>(p, plan.kernel, plan.launch, workspace, stream);
+      });
 }
 
 cudaError_t write_table(const int64_t* numbers, int64_t size, int64_t* table, cudaStream_t stream) {
