@@ -24,7 +24,8 @@ enum class Sharing {
   kGrid,     // all of the grid, or a part of it for each slice of the batch: h goes through the L2 cache
 };
 
-constexpr int kMostClusterBlocks = 8;  // that every device with clusters takes
+// Every device with clusters takes 8 blocks in one; an H100 takes 16.
+constexpr int kPortableClusterBlocks = 8, kMostClusterBlocks = 16;
 
 // A launch of such a kernel.
 struct ResidentLaunch {

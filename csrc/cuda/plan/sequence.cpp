@@ -70,23 +70,29 @@ double resident_microseconds(const ResidentKernel& k, const ResidentLaunch& l, c
 ResidentLaunch best_resident_launch(const ResidentKernel& k, const SequenceCase& c, const Device& d) {
   ResidentLaunch best;
   double least = 0;
+  // Clusters of more than 8 blocks only where fewer don't do.
+  const auto is_large = [&](const ResidentLaunch& l) {
+    return k.sharing == Sharing::kCluster && l.parts > kPortableClusterBlocks;
+  };
   const auto consider = [&](const ResidentLaunch& of) {
     ResidentLaunch l = of;
     l.block_rows = k.block_rows(c.batch, c.hidden_size, c.dtype, l, d);
     if (l.block_rows == 0) return;
     const double microseconds = resident_microseconds(k, l, c, d);
-    if (best.block_rows == 0 || microseconds < least) best = l, least = microseconds;
+    const bool is_better = is_large(l) != is_large(best) ? is_large(best) : microseconds < least;
+    if (best.block_rows == 0 || is_better) best = l, least = microseconds;
   };
   if (k.sharing == Sharing::kNone) {
     consider({});
     return best;
   }
   const int chunks = k.chunks(c.hidden_size, c.dtype);
+  const int most_parts = k.sharing == Sharing::kCluster && !c.whole_gpu ? kPortableClusterBlocks : k.most_parts(d);
   for (int warps = 1; warps * 32 <= k.max_threads; ++warps) {  // that have different columns
     ResidentLaunch l;
     const int64_t parts = ceil_div(c.hidden_size, int64_t{warps} * k.warp_columns);
     if (parts < 2) break;
-    if (parts > k.most_parts(d)) continue;
+    if (parts > most_parts) continue;
     l.parts = static_cast<int>(parts);
     for (; l.splits <= chunks && l.splits * warps * 32 <= k.max_threads; ++l.splits) consider(l);
   }

@@ -48,7 +48,7 @@ struct SequenceCase {
   bool backward = false;
   bool packs_weight = false;  // U is not read as it lies: its rows along K don't start at multiples of 16 bytes
   bool tf32 = false;          // PyTorch allows tf32 in matrix products
-  bool whole_gpu = true;      // a grid may have all multiprocessors; false: such a launch was refused
+  bool whole_gpu = true;  // a grid, or a cluster of more than 8 blocks, finds room; false: such a launch was refused
 
   bool operator==(const SequenceCase& o) const {
     return steps == o.steps && batch == o.batch && hidden_size == o.hidden_size && dtype == o.dtype &&

@@ -6,7 +6,8 @@
 //   RNN_EXT_LAUNCH(kernel, grid, block, smem_bytes, stream, args...)   yields the launch's cudaError_t
 //   RNN_EXT_LAUNCH_CLUSTER(kernel, grid, block, cluster, smem_bytes, stream, args...)
 //                                                              the same in clusters of 1 to 8 blocks, from sm_90 on,
-//                                                              each on a multiprocessor of its own if there are enough
+//                                                              each on a multiprocessor of its own if there are enough;
+//                                                              or of up to 16 where the device allows it, else as below
 //   RNN_EXT_LAUNCH_EARLY(kernel, grid, block, smem_bytes, stream, early, args...)
 //                                                              the same as RNN_EXT_LAUNCH, and if `early`, the kernel
 //                                                              may start before the one before it has ended. It calls
@@ -35,6 +36,8 @@ namespace rnn_ext::cuda {
 
 constexpr size_t kDefaultSmemLimit = 48 * 1024;  // above it a kernel must opt in
 
+constexpr unsigned kPortableClusterSize = 8;
+
 enum class LaunchKind { kPlain, kEarly, kCooperative };
 
 template <typename... P, typename... A>
@@ -53,7 +56,8 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, La
   config.stream = stream;
   cudaLaunchAttribute attributes[2] = {};
   config.attrs = attributes;
-  if (cluster.x * cluster.y * cluster.z > 1) {
+  const unsigned cluster_blocks = cluster.x * cluster.y * cluster.z;
+  if (cluster_blocks > 1) {
     attributes[0].id = cudaLaunchAttributeClusterDimension;
     attributes[0].val.clusterDim = {cluster.x, cluster.y, cluster.z};
     // By default, blocks of which several fit one multiprocessor may share it while others are idle.
@@ -68,6 +72,14 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, dim3 cluster, La
     attributes[0].id = cudaLaunchAttributeCooperative;
     attributes[0].val.cooperative = 1;
     config.numAttrs = 1;
+  }
+  if (cluster_blocks > kPortableClusterSize) {
+    const void* const function = reinterpret_cast<const void*>(kernel);
+    int have_room = 0;
+    cudaError_t e = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (e == cudaSuccess) e = cudaOccupancyMaxActiveClusters(&have_room, function, &config);
+    if (e != cudaSuccess) return e;
+    if (have_room == 0) return cudaErrorCooperativeLaunchTooLarge;
   }
   const cudaError_t e = cudaLaunchKernelEx(&config, kernel, std::forward<A>(args)...);
   if (e == cudaErrorCooperativeLaunchTooLarge) (void)cudaGetLastError();

@@ -337,7 +337,7 @@ void check_launch(const Launch& launch) {
   require(b.x <= 1024 && b.y <= 1024 && b.z <= 64 && uint64_t{b.x} * b.y * b.z <= kMaxBlockThreads,
           "the block is larger than CUDA allows");
   require(launch.smem_bytes <= options.smem_limit, "more shared memory than the limit");
-  require(c.x > 0 && c.y > 0 && c.z > 0 && uint64_t{c.x} * c.y * c.z <= 8, "a cluster has 1 to 8 blocks");
+  require(c.x > 0 && c.y > 0 && c.z > 0 && uint64_t{c.x} * c.y * c.z <= 16, "a cluster has 1 to 16 blocks");
   require(g.x % c.x == 0 && g.y % c.y == 0 && g.z % c.z == 0, "the grid is not a multiple of the cluster");
 }
 
@@ -380,6 +380,7 @@ bool run_grid(const Launch& launch, void (*body)(void*), void* closure, size_t c
   const auto block_size = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
   const int have_room = options.multiprocessors * blocks_per_multiprocessor(block_size, launch.smem_bytes);
   if (cooperative && clusters > static_cast<uint64_t>(have_room)) return false;
+  if (cluster_size > 8 && cluster_size > static_cast<uint64_t>(options.multiprocessors)) return false;
   const uint64_t cluster_threads = cluster_size * launch.block.x * launch.block.y * launch.block.z;
   const uint64_t at_most = std::max<uint64_t>(
       1, std::min(kMaxFibers / cluster_threads, kSmemBytes / smem_slot_bytes(launch) / cluster_size));

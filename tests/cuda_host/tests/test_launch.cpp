@@ -14,10 +14,12 @@ void check(bool condition, const char* what) {
   ++failures;
 }
 
+int room_for_clusters = 1;
 cudaError_t answer = cudaSuccess, last_error = cudaSuccess;  // to a launch, and what is left of it
 
 struct Asked {
   int launches = 0, smem_limit = 0;
+  bool large_clusters = false;
   cudaLaunchConfig_t config = {};
   cudaLaunchAttribute attributes[8] = {};
 
@@ -48,6 +50,12 @@ cudaError_t cudaGetLastError() {
 
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) asked.smem_limit = value;
+  if (attribute == cudaFuncAttributeNonPortableClusterSizeAllowed) asked.large_clusters = value == 1;
+  return cudaSuccess;
+}
+
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
+  *clusters = asked.large_clusters && config->numAttrs > 0 ? room_for_clusters : 0;
   return cudaSuccess;
 }
 
@@ -84,6 +92,19 @@ void test_clusters_are_spread() {
   }
 }
 
+void test_clusters_of_more_than_8_are_launched_where_there_is_room() {
+  for (const int room : {0, 1}) {
+    asked = {};
+    room_for_clusters = room;
+    const cudaError_t e = RNN_EXT_LAUNCH_CLUSTER(kernel, dim3(32), dim3(32), dim3(16), 0, nullptr, 1);
+    check(e == (room > 0 ? cudaSuccess : cudaErrorCooperativeLaunchTooLarge), "whether there is room");
+    check(asked.launches == room, "no launch without");
+  }
+  asked = {};
+  RNN_EXT_LAUNCH_CLUSTER(kernel, dim3(32), dim3(32), dim3(8), 0, nullptr, 1);
+  check(!asked.large_clusters, "8 blocks need no permission");
+}
+
 void test_early_launches_are_allowed_to_be() {
   for (const bool early : {false, true}) {
     asked = {};
@@ -113,6 +134,7 @@ int main() {
   test_plain_launches_ask_for_nothing();
   test_much_shared_memory_is_asked_for();
   test_clusters_are_spread();
+  test_clusters_of_more_than_8_are_launched_where_there_is_room();
   test_early_launches_are_allowed_to_be();
   test_cooperative_launches_are_refused_without_a_trace();
   return failures == 0 ? 0 : 1;

@@ -406,6 +406,35 @@ TEST(recurrence_resident_infinities) {
   test_resident_infinities<__half>();
 }
 
+// A launch whose blocks don't all find room is refused, and the plan does without it.
+TEST(recurrence_without_room) {
+  constexpr int64_t H = 40;
+  const std::vector<float> U(H * H), z(2 * H);
+  Result<float> output(2 * H), h_n(H);
+  RecurrenceForwardParams<float> p{};
+  p.steps = {2, 1};
+  p.weight_hh = {U.data(), H};
+  p.hidden_size = H;
+  p.z = {z.data(), H, H};
+  p.output = {output.data(), H, H};
+  p.h_n = h_n.data();
+  const int multiprocessors = std::exchange(emu::options.multiprocessors, 0);
+  for (const RecurrenceKernel<float>& kernel : kRecurrenceKernels<float>) {
+    if (!check::contains(kernel.name, "grid") || !kernel.computes) continue;
+    CHECK(kernel.forward(p, p.steps) == cudaErrorCooperativeLaunchTooLarge);
+  }
+  emu::options.multiprocessors = multiprocessors;
+  for (const int64_t size : {64, 900, 1280, 2000}) {
+    for (const auto dtype : {rnn_ext::cuda::Dtype::kFloat, rnn_ext::cuda::Dtype::kBFloat16}) {
+      SequenceCase c{50, 16, size, dtype};
+      c.whole_gpu = false;
+      const SequencePlan plan = plan_sequence(c, Device(), nullptr);
+      if (plan.family == SequencePlan::Family::kStepped) continue;
+      CHECK(kResident[plan.kernel].sharing != Sharing::kGrid && plan.launch.parts <= kPortableClusterBlocks);
+    }
+  }
+}
+
 TEST(recurrence_tables) {
   for (const int64_t size : {0, 1, 480, 481, 1000}) {
     std::vector<int64_t> numbers(size);
