@@ -326,6 +326,11 @@ def needs_nvcc(test):
 
 # Instructions that the code of an architecture must contain, in some kernel of the file.
 STARTS_EARLY = ["PREEXIT", "ACQBULK", r"CCTL\.E\.PF2"]
+BY_DTYPE = (
+    ("float", ["FFMA", r"HMMA\.1688\.F32\.TF32"]),
+    ("half", [r"HMMA\.16816\.F32 "]),
+    ("bfloat16", [r"HMMA\.16816\.F32\.BF16"]),
+)
 REQUIRED = {
     "forward_gemv_float.cu": {"sm_75": [r"LDG\.E\.128", "FFMA", r"SHFL\.BFLY"], "sm_90a": STARTS_EARLY},
     "forward_gemv_double.cu": {"sm_75": [r"LDG\.E\.128", "DFMA", r"SHFL\.BFLY"], "sm_90a": STARTS_EARLY},
@@ -366,7 +371,7 @@ REQUIRED = {
             "sm_90a": STARTS_EARLY,
         }
         for dtype, at_75, at_80 in (
-            ("float", ["FFMA"], [r"LDS(\.U)?\.128"]),
+            ("float", ["FFMA"], [r"LDS(\.U)?\.128", r"HMMA\.1688\.F32\.TF32"]),
             ("double", ["DFMA"], ["DMMA"]),
             ("half", [r"HMMA\.(1688|16816)\.F32", r"MUFU\.TANH"], [r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.16816\.F32"]),
             ("bfloat16", ["FFMA", r"MUFU\.TANH"], [r"LDGSTS\.E\.BYPASS\.128", r"HMMA\.16816\.F32\.BF16"]),
@@ -378,23 +383,19 @@ REQUIRED = {
             "sm_90a": [r"CCTL\.E\.PF2"],
         }
         for direction in ("forward", "backward")
-        for dtype, at_80 in (
-            ("float", ["FFMA", r"HMMA\.1688\.F32\.TF32"]),
-            ("half", [r"HMMA\.16816\.F32 "]),
-            ("bfloat16", [r"HMMA\.16816\.F32\.BF16"]),
-        )
+        for dtype, at_80 in BY_DTYPE
     },
     **{
-        f"{direction}_cluster_{dtype}.cu": {"sm_90a": [r"STAS", r"SYNCS\.PHASECHK", r"UCGABAR_WAIT", r"LDS\.128", op]}
+        f"{direction}_cluster_{dtype}.cu": {"sm_90a": [r"STAS", r"SYNCS\.PHASECHK", r"UCGABAR_WAIT", r"LDS\.128", *ops]}
         for direction in ("forward", "backward")
-        for dtype, op in (("float", "FFMA"), ("half", r"HMMA\.16816\.F32 "), ("bfloat16", r"HMMA\.16816\.F32\.BF16"))
+        for dtype, ops in BY_DTYPE
     },
     **{
         f"{direction}_grid_{dtype}.cu": {
-            "sm_80": [r"LDGSTS\.E\.BYPASS\.128", r"RED\S*\.ADD\.STRONG\.GPU", r"LD(G)?\S*\.STRONG\.GPU", op]
+            "sm_80": [r"LDGSTS\.E\.BYPASS\.128", r"RED\S*\.ADD\.STRONG\.GPU", r"LD(G)?\S*\.STRONG\.GPU", *ops]
         }
         for direction in ("forward", "backward")
-        for dtype, op in (("float", "FFMA"), ("half", r"HMMA\.16816\.F32 "), ("bfloat16", r"HMMA\.16816\.F32\.BF16"))
+        for dtype, ops in BY_DTYPE
     },
     "forward_wgmma.cu": {
         "sm_90a": [

@@ -19,6 +19,7 @@ ForwardCase step_of(const SequenceCase& c) {
   step.input_size = step.hidden_size = c.hidden_size;
   step.dtype = c.dtype;
   step.vector_bytes = 16;
+  step.tf32 = c.tf32;
   return step;
 }
 
