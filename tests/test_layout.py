@@ -41,7 +41,7 @@ MAY_INCLUDE = {
     "cuda/ptx/": {"core/", "cuda/ptx/"},
     "cuda/blocks/": {"core/", "cuda/ptx/", "cuda/plan/types.h", "cuda/blocks/"},
     "cuda/plan/": {"cuda/plan/"},
-    "cuda/plan/types.h": set(),
+    "cuda/plan/types.h": {"core/host_device.h"},
     "cuda/cell/": {"core/", "cell/params.h", "cuda/ptx/", "cuda/blocks/", "cuda/plan/", "cuda/cell/"},
     "cuda/sequence/": {"core/", "sequence/params.h", "cuda/ptx/", "cuda/blocks/", "cuda/plan/", "cuda/sequence/"},
 }

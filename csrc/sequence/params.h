@@ -1,5 +1,6 @@
 // What the kernels of a layer over a sequence are told: one layer, one direction. No torch types.
 #pragma once
+#include "core/host_device.h"
 #include "core/params.h"
 
 namespace rnn_ext {
@@ -13,10 +14,10 @@ struct Steps {
   const int64_t* order = nullptr;   // (batch): which row of the data a row of the batch is; null: the same
   const int64_t* firsts = nullptr;  // (batch), jagged data: the number of the row's first step; null: that of the row
 
-  int64_t count(int64_t t) const { return counts ? counts[t] : batch; }
-  int64_t begin(int64_t t) const { return begins ? begins[t] : t; }
-  int64_t place(int64_t b) const { return order ? order[b] : b; }
-  int64_t first(int64_t b) const { return firsts ? firsts[b] : place(b); }
+  RNN_EXT_HOST_DEVICE int64_t count(int64_t t) const { return counts ? counts[t] : batch; }
+  RNN_EXT_HOST_DEVICE int64_t begin(int64_t t) const { return begins ? begins[t] : t; }
+  RNN_EXT_HOST_DEVICE int64_t place(int64_t b) const { return order ? order[b] : b; }
+  RNN_EXT_HOST_DEVICE int64_t first(int64_t b) const { return firsts ? firsts[b] : place(b); }
 };
 
 // The rows of all steps: one of `size` elements for each step and each row of the batch that it has. Strides count
@@ -26,7 +27,7 @@ struct Rows {
   T* data = nullptr;  // null: absent
   int64_t step_stride = 0, row_stride = 0, col_stride = 1;
 
-  T* at(const Steps& steps, int64_t t, int64_t b) const {
+  RNN_EXT_HOST_DEVICE T* at(const Steps& steps, int64_t t, int64_t b) const {
     return data + steps.begin(t) * step_stride + steps.first(b) * row_stride;
   }
 };

@@ -130,7 +130,7 @@ constexpr ResidentKernel kResident[] = {
     {"cluster_16bit", Sharing::kCluster, Math::kTensorCore, false, false, true,  true,  8,   32,  4,     256},
     {"cluster_tf32",  Sharing::kCluster, Math::kTf32,       true,  false, false, false, 8,   32,  4,     256},
     {"grid_1",        Sharing::kGrid,    Math::kSimt,       true,  false, false, false, 1,   16,  4,     512},
-    {"grid_8",        Sharing::kGrid,    Math::kSimt,       true,  false, false, false, 8,   16,  2,     512},
+    {"grid_8",        Sharing::kGrid,    Math::kSimt,       true,  false, false, false, 8,   16,  3,     384},
     {"grid_16bit",    Sharing::kGrid,    Math::kTensorCore, false, false, true,  true,  8,   16,  5,     384},
     {"grid_tf32",     Sharing::kGrid,    Math::kTf32,       true,  false, false, false, 8,   16,  5,     384},
 };

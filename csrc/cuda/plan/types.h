@@ -3,11 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define RNN_EXT_HOST_DEVICE __host__ __device__
-#else
-#define RNN_EXT_HOST_DEVICE
-#endif
+#include "core/host_device.h"
 
 namespace rnn_ext::cuda {
 

@@ -119,9 +119,8 @@ class ResidentBlock {
       const int64_t b = first_row() + thread;
       const bool is_mine = thread < task.block_rows && b < task.steps.batch;
       smem.lengths[thread] = is_mine ? length_of(task.steps, b) : 0;
-      const int64_t place = is_mine && task.steps.order != nullptr ? task.steps.order[b] : b;
-      smem.places[thread] = place;
-      smem.firsts[thread] = is_mine && task.steps.firsts != nullptr ? task.steps.firsts[b] : place;
+      smem.places[thread] = is_mine ? task.steps.place(b) : 0;
+      smem.firsts[thread] = is_mine ? task.steps.first(b) : 0;
     }
     for (unsigned char* p = state(0) + thread * 16; p < state(kStates); p += threads * 16) {
       if (!RNN_EXT_PLANTED(resident_state_not_cleared)) *reinterpret_cast<WeightUnit*>(p) = {};
@@ -246,9 +245,7 @@ class ResidentBlock {
   }
 
   __device__ __forceinline__ int step_of(int i) const { return task_.up ? i : longest_ - 1 - i; }
-  __device__ __forceinline__ int64_t begin_of(int t) const {
-    return task_.steps.begins != nullptr && t >= 0 && t < longest_ ? task_.steps.begins[t] : t;
-  }
+  __device__ __forceinline__ int64_t begin_of(int t) const { return t >= 0 && t < longest_ ? task_.steps.begin(t) : t; }
   // How many of the rows, which are the longest first, have step t.
   __device__ __forceinline__ int rows_at(int t) const {
     int rows = 0;

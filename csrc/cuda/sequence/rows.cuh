@@ -62,25 +62,16 @@ __global__ void __launch_bounds__(kRowThreads) copy_previous_states(PreviousStat
   const int64_t chunks = ceil_div(p.hidden_size, kRowThreads);
   const int64_t t = blockIdx.x / chunks, column = blockIdx.x % chunks * kRowThreads + threadIdx.x;
   if (column >= p.hidden_size) return;
-  const auto count = [&](int64_t step) { return p.steps.counts != nullptr ? p.steps.counts[step] : p.steps.batch; };
-  const auto offset = [&](int64_t step, int64_t b, const auto& rows) {
-    return (p.steps.begins != nullptr ? p.steps.begins[step] : step) * rows.step_stride +
-           (p.steps.firsts != nullptr  ? p.steps.firsts[b]
-            : p.steps.order != nullptr ? p.steps.order[b]
-                                       : b) *
-               rows.row_stride;
-  };
   const int64_t before = p.reverse ? t + 1 : t - 1;
-  const int64_t with_one = before < 0 || before >= p.steps.steps ? 0 : count(before);
-  for (int64_t b = blockIdx.y; b < count(t); b += gridDim.y) {
+  const int64_t with_one = before < 0 || before >= p.steps.steps ? 0 : p.steps.count(before);
+  for (int64_t b = blockIdx.y; b < p.steps.count(t); b += gridDim.y) {
     T value = narrow<T>(0);
     if (b < with_one || RNN_EXT_PLANTED(previous_of_no_step)) {
-      value = p.output.data[offset(before, b, p.output) + column * p.output.col_stride];
+      value = p.output.at(p.steps, before, b)[column * p.output.col_stride];
     } else if (p.hx.data != nullptr) {
-      const int64_t place = p.steps.order != nullptr ? p.steps.order[b] : b;
-      value = p.hx.data[place * p.hx.row_stride + column * p.hx.col_stride];
+      value = p.hx.data[p.steps.place(b) * p.hx.row_stride + column * p.hx.col_stride];
     }
-    p.previous.data[offset(t, b, p.previous) + column * p.previous.col_stride] = value;
+    p.previous.at(p.steps, t, b)[column * p.previous.col_stride] = value;
   }
 }
 
