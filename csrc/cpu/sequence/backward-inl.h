@@ -16,12 +16,13 @@ struct BackwardMemory {
   static constexpr int kStrip = PanelsOf<S>::kRows;  // rows of dW that a tile computes
   static constexpr int64_t kRowsOfInputs = 48;       // of dX for which a panel of W is packed
 
+  const bool as_words = Terms::operand_size(1, 1) > 0;  // dz is multiplied as words, not in its place
   int64_t stride, x_stride, strips, strips_at_once;
   S* u;
   S* grad_h_n;  // (B)
   S* last;      // (B): dz of the step behind the block
   S* dz;        // a block's, or two steps'
-  S* strip;     // dz in strips of kStrip columns
+  S* strip;     // dz in strips of kStrip columns; null where it is multiplied in its place
   S *dw, *du;   // (H, I) and (H, H), padded
   S* db;
   S* panel;  // a thread's: a panel of X or H
@@ -51,7 +52,7 @@ struct BackwardMemory {
     last = memory.take(steps ? B * stride : 0);
     // Read in whole vectors, whatever their place.
     dz = memory.take(all ? rows_of_block * stride + kWidth : steps ? 2 * B * stride : 0);
-    strip = memory.take(weights ? strips_at_once * kStrip * words_of_block + kWidth : 0);
+    strip = weights && (as_words || !all) ? memory.take(strips_at_once * kStrip * words_of_block + kWidth) : nullptr;
     const bool sums = all && sizeof(T) != sizeof(S) && p.steps.steps > job.division.steps_per_block;
     dw = memory.take(p.grad_weight_ih && sums ? H * padded<S>(I) : 0);
     du = memory.take(p.grad_weight_hh && sums ? H * padded<S>(H) : 0);
@@ -69,27 +70,32 @@ struct BackwardMemory {
     rows = of_thread(most_rows * x_stride);
     words = of_thread(Terms::operand_size(steps && B > kChunkRows ? B : most_rows, H));
     chunk_stride = stride;
-    const bool as_words = Terms::operand_size(1, 1) > 0;  // so that dX may take its place
-    chunk = steps || as_words ? rows : of_thread(most_rows * chunk_stride);
+    chunk = steps || as_words ? rows : of_thread(most_rows * chunk_stride);  // dX may take the place of words alone
   }
 
   static bool wants_weights(const LayerBackwardParams<T>& p) { return p.grad_weight_ih || p.grad_weight_hh; }
 };
 
-// dz = (dy + dh) · f'(h) in place of dh, for a step's rows of a group.
+// dz = (dy + dh) · f'(h) in place of dh, for a step's rows of a group. What the next step reads of dy and h comes from
+// afar, and is on its way while dh is computed.
 template <Nonlinearity kind, typename T>
 void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* dz,
                  int64_t stride) {
   using Vec = typename VecOf<T>::type;
-  const int64_t H = p.weights.hidden_size, rows = walk.count(s), t = walk.time(s);
+  const int64_t H = p.weights.hidden_size, rows = walk.count(s), t = walk.time(s), next = walk.time(s > 0 ? s - 1 : s);
   for (int64_t b = 0; b < rows; ++b) {
-    const T* const output = p.output.at(p.steps, t, walk.first_row + b);
-    const T* const grad_output = p.grad_output.data ? p.grad_output.at(p.steps, t, walk.first_row + b) : nullptr;
+    const auto at = [&](const Rows<const T>& rows, int64_t time) {
+      return rows.data ? rows.at(p.steps, time, walk.first_row + b) : nullptr;
+    };
+    const T *const output = at(p.output, t), *const next_output = at(p.output, next);
+    const T *const grad_output = at(p.grad_output, t), *const next_grad_output = at(p.grad_output, next);
     acc_t<T>* const row = dz + b * stride;
     for (int64_t j = begin; j < end; j += Vec::kLanes) {
       const int64_t n = H - j;
       typename Vec::V grad = Vec::load(row + j);
+      __builtin_prefetch(next_output + j);
       if (grad_output) {
+        __builtin_prefetch(next_grad_output + j * p.grad_output.col_stride);
         grad += load_strided<Vec>(grad_output + j * p.grad_output.col_stride, p.grad_output.col_stride, n);
       }
       const typename Vec::V h = n >= Vec::kLanes ? Vec::load(output + j) : Vec::load(output + j, n);
@@ -110,15 +116,27 @@ struct WeightsTile {
   int64_t rows, cols;  // of the gradient, that a tile at its edge may not have all of
 };
 
+// Rows of an operand of the weights' gradients: packed, or in their place.
+template <typename S>
+struct WeightsOperand {
+  const S* data;
+  int64_t stride;
+
+  WeightsOperand from(int64_t row) const { return {data + row * stride, stride}; }
+};
+
 // The tile of Σ_r strip[r, i] · panel[r, :].
 template <typename Terms, int NV, typename T, typename S>
-__attribute__((noinline)) void weights_tile(const S* strip, const S* panel, int64_t words, const WeightsTile<T>& to) {
+__attribute__((noinline)) void weights_tile(const WeightsOperand<S>& strips, const WeightsOperand<S>& panels,
+                                            int64_t words, const WeightsTile<T>& to) {
   using Vec = typename PanelsOf<S>::Vec;
   using V = typename Vec::V;
   constexpr int kStrip = PanelsOf<S>::kRows, kLanes = PanelsOf<S>::kLanes;
+  const S *strip = strips.data, *panel = panels.data;
+  const int64_t strip_stride = strips.stride, panel_stride = panels.stride;
   V acc[kStrip][NV];
   UNROLL for (int i = 0; i < kStrip; ++i) { UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Vec::zero(); }
-  for (int64_t r = 0; r < words; ++r, strip += kStrip, panel += NV * kLanes) {
+  for (int64_t r = 0; r < words; ++r, strip += strip_stride, panel += panel_stride) {
     V b[NV];
     UNROLL for (int j = 0; j < NV; ++j) b[j] = Vec::load(panel + j * kLanes);
     UNROLL for (int i = 0; i < kStrip; ++i) {
@@ -183,7 +201,7 @@ class LayerBackwardPass {
       pack_strips(rows);
       grad_inputs(first, end);
       grad_bias(first, end, rows);
-      worker_.all->wait(worker_.thread);
+      if (m_.strip) worker_.all->wait(worker_.thread);
       grad_weights(first, end, rows, {0, m_.strips});
       worker_.all->wait(worker_.thread);
     }
@@ -322,7 +340,7 @@ class LayerBackwardPass {
   }
 
   void pack_strips(int64_t rows) {
-    if (!m_.wants_weights(p_)) return;
+    if (m_.strip == nullptr) return;
     const Share share = share_of(m_.strips, worker_.thread, threads_);
     for (int64_t i = share.begin; i < share.end; ++i) {
       Terms::pack_strip(m_.dz + i * kStrip, m_.stride, rows, m_.strip + i * kStrip * Terms::words(rows));
@@ -388,12 +406,25 @@ class LayerBackwardPass {
 
   // The block's rows of X, or of H one step before, from a column on of which there are n: in a panel.
   template <typename RowOf>
-  void load_panel(int64_t first, int64_t end, int64_t n, int vectors, int64_t col_stride, const RowOf& row_of) {
+  WeightsOperand<S> packed_panel(int64_t first, int64_t end, int64_t n, int vectors, int64_t col_stride,
+                                 const RowOf& row_of) {
     typename Terms::PanelWriter writer(m_.panel, n, vectors, col_stride);
     for (int64_t s = first; s < end; ++s) {
       for (int64_t b = 0; b < whole_.count(s); ++b) writer.add(row_of(s, b));
     }
     writer.finish();
+    return {m_.panel, vectors * kLanes};
+  }
+
+  // The same where it lies, if its rows from step s on are one distance apart, all of its vectors are there, and it is
+  // of the type that is multiplied; else nothing.
+  WeightsOperand<S> panel_in_place(const Rows<const T>& from, int64_t s, int64_t col, int64_t n, int vectors) const {
+    if constexpr (sizeof(T) == sizeof(S)) {
+      const int64_t distance = distance_of_rows(from, whole_);
+      if (part_ == BackwardPart::kAll && distance > 0 && s >= 0 && n >= vectors * kLanes)
+        return {from.at(p_.steps, s, 0) + col, distance};
+    }
+    return {nullptr, 0};
   }
 
   // The terms of dW and dU from these strips: a thread's part of their tiles, which are strips of panels of one or two
@@ -419,28 +450,36 @@ class LayerBackwardPass {
       if (strips.begin == strips.end) continue;
       if (i < of_input) {
         const int64_t col = i * kWidth;
-        load_panel(first, end, I_ - col, vectors, p_.input.col_stride, [&](int64_t s, int64_t b) {
-          return p_.input.at(p_.steps, whole_.time(s), b) + col * p_.input.col_stride;
-        });
-        weights_panel(m_.dw, p_.grad_weight_ih, I_, col, vectors, of_dz.begin, strips, first, end, rows);
+        WeightsOperand<S> panel = panel_in_place(p_.input, first, col, I_ - col, vectors);
+        if (panel.data == nullptr) {
+          panel = packed_panel(first, end, I_ - col, vectors, p_.input.col_stride, [&](int64_t s, int64_t b) {
+            return p_.input.at(p_.steps, whole_.time(s), b) + col * p_.input.col_stride;
+          });
+        }
+        weights_panel(panel, m_.dw, p_.grad_weight_ih, I_, col, vectors, of_dz.begin, strips, first, end, rows);
       } else {
         const int64_t col = (i - of_input) * kWidth;
-        load_panel(first, end, H_ - col, vectors, 1, [&](int64_t s, int64_t b) -> const T* {
-          if (b < whole_.going_on(s)) return p_.output.at(p_.steps, whole_.time(s - 1), b) + col;
-          return p_.hx.data ? p_.hx.data + p_.steps.place(b) * p_.hx.row_stride + col : nullptr;
-        });
-        weights_panel(m_.du, p_.grad_weight_hh, H_, col, vectors, of_dz.begin, strips, first, end, rows);
+        WeightsOperand<S> panel = {nullptr, 0};
+        if (!p_.steps.counts) panel = panel_in_place(p_.output, first - 1, col, H_ - col, vectors);
+        if (panel.data == nullptr) {
+          panel = packed_panel(first, end, H_ - col, vectors, 1, [&](int64_t s, int64_t b) -> const T* {
+            if (b < whole_.going_on(s)) return p_.output.at(p_.steps, whole_.time(s - 1), b) + col;
+            return p_.hx.data ? p_.hx.data + p_.steps.place(b) * p_.hx.row_stride + col : nullptr;
+          });
+        }
+        weights_panel(panel, m_.du, p_.grad_weight_hh, H_, col, vectors, of_dz.begin, strips, first, end, rows);
       }
     }
   }
 
   // Sums of more terms than a block has are formed run by run.
-  void weights_panel(S* sums, T* gradient, int64_t size, int64_t col, int vectors, int64_t first_strip,
-                     const Share& strips, int64_t first, int64_t end, int64_t rows) {
+  void weights_panel(const WeightsOperand<S>& panel, S* sums, T* gradient, int64_t size, int64_t col, int vectors,
+                     int64_t first_strip, const Share& strips, int64_t first, int64_t end, int64_t rows) {
     const int64_t words = Terms::words(rows);
     for (int64_t i = strips.begin; i < strips.end; ++i) {
       const int64_t row = (first_strip + i) * kStrip;
-      const S* const strip = m_.strip + i * kStrip * words;
+      const WeightsOperand<S> strip = m_.strip ? WeightsOperand<S>{m_.strip + i * kStrip * words, kStrip}
+                                               : WeightsOperand<S>{m_.dz + row, m_.stride};
       WeightsTile<T> to = {.sums = sums + row * padded<S>(size) + col,
                            .sums_stride = padded<S>(size),
                            .first = end == p_.steps.steps,
@@ -454,8 +493,8 @@ class LayerBackwardPass {
         to.sums_stride = size;
       }
       const auto add_terms = [&](int64_t begin, int64_t n) {
-        vectors == 2 ? weights_tile<Terms, 2>(strip + begin * kStrip, m_.panel + begin * kWidth, n, to)
-                     : weights_tile<Terms, 1>(strip + begin * kStrip, m_.panel + begin * kLanes, n, to);
+        vectors == 2 ? weights_tile<Terms, 2>(strip.from(begin), panel.from(begin), n, to)
+                     : weights_tile<Terms, 1>(strip.from(begin), panel.from(begin), n, to);
       };
       if (part_ == BackwardPart::kAll) {
         add_terms(0, words);

@@ -97,16 +97,6 @@ int64_t load_inputs(const LayerForwardParams<T>& p, const Walk& walk, int64_t la
   return rows;
 }
 
-// The distance of the group's rows of x, if they lie one after another in the order of the walk; else 0.
-template <typename T>
-int64_t distance_of_inputs(const LayerForwardParams<T>& p, const Walk& walk) {
-  if (p.reverse || p.input.col_stride != 1 || walk.rows != p.steps.batch) return 0;
-  if (p.steps.begins) return p.input.row_stride;
-  if (p.steps.counts) return 0;
-  if (p.steps.batch == 1) return p.input.step_stride;
-  return p.input.step_stride == p.steps.batch * p.input.row_stride ? p.input.row_stride : 0;
-}
-
 template <typename T, typename Terms>
 void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   using S = acc_t<T>;
@@ -145,7 +135,7 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
     panel_product<Terms, S>({words, words_stride, m.u, Terms::words(H), z, m.stride, h, m.h_stride, padded<S>(H)}, rows,
                             own.first_panel, own.last_panel, parts);
   };
-  const int64_t distance = distance_of_inputs(p, walk);
+  const int64_t distance = distance_of_rows(p.input, walk);
   const S* before = m.state[0];
   for (int64_t first = 0; first < T_; first += division.steps_per_block) {
     const int64_t end = smaller(first + division.steps_per_block, T_);

@@ -33,6 +33,17 @@ struct Walk {
   int64_t going_on(int64_t s) const { return smaller(count(s - 1), count(s)); }
 };
 
+// The distance of the walk's rows, if they lie one after another in its order; else 0.
+template <typename T>
+int64_t distance_of_rows(const Rows<const T>& rows, const Walk& walk) {
+  const Steps& steps = walk.steps;
+  if (walk.reverse || rows.col_stride != 1 || walk.rows != steps.batch) return 0;
+  if (steps.begins) return rows.row_stride;
+  if (steps.counts) return 0;
+  if (steps.batch == 1) return rows.step_stride;
+  return rows.step_stride == steps.batch * rows.row_stride ? rows.row_stride : 0;
+}
+
 // The part of a worker's columns of a row, as panels and as elements.
 template <typename S>
 struct Columns {
