@@ -22,6 +22,7 @@ SHAPES = [
     (9, 7, 5, 31),
     (3, 13, 270, 70),
     (40, 25, 2, 9),
+    (20, 30, 40, 48),
     (2, 500, 6, 12),
     (7, 33, 60, 130),
     (5, 7, 500, 610),
@@ -124,10 +125,11 @@ def set_threads():
         ((60, 24, 40, 40), False),
         ((60, 24, 40, 40), True),
         ((30, 3, 20, 150), False),
+        ((30, 5, 20, 150), False),
         ((4, 30, 33, 520), False),
         ((6, 25, 1000, 450), True),
     ],
-    ids=["rows", "lengths", "columns", "shared_columns", "parts"],
+    ids=["rows", "lengths", "columns", "groups_of_columns", "shared_columns", "parts"],
 )
 def test_bits_do_not_depend_on_the_number_of_threads(shape, lengths, dtype, set_threads):
     args = layer_arguments(*shape, dtype=dtype)

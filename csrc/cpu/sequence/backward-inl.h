@@ -47,7 +47,10 @@ struct BackwardMemory {
     strips = (H + kStrip - 1) / kStrip;
     // Strips that are there at a time: all, but where they would take more than dz itself does.
     strips_at_once = all ? strips : (strips + kExpansion<T, Terms> - 1) / kExpansion<T, Terms>;
-    u = memory.take(steps ? panels_size<S>(H, Terms::words(H)) : 0);
+    const auto of_copy = [&](int64_t size) {
+      return memory.take(size * job.division.copies()) + size * (thread / job.division.packers());
+    };
+    u = of_copy(steps ? panels_size<S>(H, Terms::words(H)) : 0);
     grad_h_n = memory.take(steps ? B * stride : 0);
     last = memory.take(steps ? B * stride : 0);
     // Read in whole vectors, whatever their place.
@@ -59,7 +62,7 @@ struct BackwardMemory {
     db = memory.take(p.grad_bias ? panel_count<S>(H) * kWidth : 0);
     panel = of_thread(weights ? words_of_block * kWidth : 0);
     w = inputs && p.grad_input.data
-            ? all ? memory.take(panels_size<S>(I, Terms::words(H))) : of_thread(kWidth * Terms::words(H))
+            ? all ? of_copy(panels_size<S>(I, Terms::words(H))) : of_thread(kWidth * Terms::words(H))
             : nullptr;
     if (job.part == BackwardPart::kWeights) {
       chunk_stride = kWidth;
@@ -84,8 +87,8 @@ void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, i
   using Vec = typename VecOf<T>::type;
   const int64_t H = p.weights.hidden_size, rows = walk.count(s), t = walk.time(s), next = walk.time(s > 0 ? s - 1 : s);
   for (int64_t b = 0; b < rows; ++b) {
-    const auto at = [&](const Rows<const T>& rows, int64_t time) {
-      return rows.data ? rows.at(p.steps, time, walk.first_row + b) : nullptr;
+    const auto at = [&](const Rows<const T>& all, int64_t time) {
+      return all.data ? all.at(p.steps, time, walk.first_row + b) : nullptr;
     };
     const T *const output = at(p.output, t), *const next_output = at(p.output, next);
     const T *const grad_output = at(p.grad_output, t), *const next_grad_output = at(p.grad_output, next);
@@ -189,7 +192,7 @@ class LayerBackwardPass {
     if (part_ == BackwardPart::kWeights) return grad_all_weights();
     if (part_ == BackwardPart::kInputs) return grad_all_inputs();
     prepare();
-    worker_.all->wait(worker_.thread);
+    worker_.wait_for_weights(division_);
     if (part_ == BackwardPart::kSteps) {
       walk_back(0, p_.steps.steps);
       return;
@@ -272,7 +275,8 @@ class LayerBackwardPass {
   void prepare() {
     const Matrix<T>& W = p_.weights.weight_ih;
     const Matrix<T>& U = p_.weights.weight_hh;
-    const Columns<S> hidden(H_, worker_.thread, threads_), input(I_, worker_.thread, threads_);
+    const int packers = division_.packers(), packer = worker_.thread % packers;
+    const Columns<S> hidden(H_, packer, packers), input(I_, packer, packers);
     Terms::pack(U.data, U.row_stride, U.col_stride, H_, H_, hidden.first_panel, hidden.last_panel, m_.u);
     if (m_.w) {
       Terms::pack(W.data, W.row_stride, W.col_stride, H_, I_, input.first_panel, input.last_panel, m_.w);
@@ -417,12 +421,11 @@ class LayerBackwardPass {
   }
 
   // The same where it lies, if its rows from step s on are one distance apart, all of its vectors are there, and it is
-  // of the type that is multiplied; else nothing.
+  // of the type that is multiplied; else null. Of a block of steps alone: rows of all steps would leave the caches.
   WeightsOperand<S> panel_in_place(const Rows<const T>& from, int64_t s, int64_t col, int64_t n, int vectors) const {
     if constexpr (sizeof(T) == sizeof(S)) {
-      const int64_t distance = distance_of_rows(from, whole_);
-      if (part_ == BackwardPart::kAll && distance > 0 && s >= 0 && n >= vectors * kLanes)
-        return {from.at(p_.steps, s, 0) + col, distance};
+      const int64_t distance = part_ == BackwardPart::kAll && s >= 0 ? distance_of_rows(from, whole_) : 0;
+      if (distance > 0 && n >= vectors * kLanes) return {from.at(p_.steps, s, 0) + col, distance};
     }
     return {nullptr, 0};
   }

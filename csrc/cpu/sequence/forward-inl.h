@@ -12,13 +12,13 @@ struct ForwardMemory {
   int64_t stride, x_stride;
   bool narrow;
   int64_t h_stride;
-  bool in_turn;  // W and U are packed anew for each block, into the same memory
-  S *w, *u, *bias;
-  S* begin;     // (B): hx
-  S* state[2];  // a group's rows: the last step of the block before; narrow ones: of the step before, and this one
-  S* z;         // a group's rows of a block
-  S* x;         // a thread's chunk of rows
-  S* words;     // a thread's: rows of x, or of h, as they are multiplied
+  bool in_turn;     // W and U are packed anew for each block, into the same memory
+  S *w, *u, *bias;  // of a copy
+  S* begin;         // (B): hx
+  S* state[2];      // a group's rows: the last step of the block before; narrow ones: of the step before, and this one
+  S* z;             // a group's rows of a block
+  S* x;             // a thread's chunk of rows
+  S* words;         // a thread's: rows of x, or of h, as they are multiplied
 
   // Of one group and thread, whose rows and chunk come after those of the others.
   ForwardMemory(const LayerForward<T>& job, int thread, Memory<S>& memory) {
@@ -33,9 +33,12 @@ struct ForwardMemory {
     // In 16 bits nn.RNN takes little memory. To pack pairs anew takes too long beside their products.
     const bool once = division.steps_per_block >= p.steps.steps;
     in_turn = sizeof(T) < sizeof(S) && (kExpansion<T, Terms> > 1 || once) && weights_are_large<T>(I, H);
-    w = memory.take(panels_size<S>(H, Terms::words(in_turn && H > I ? H : I)));
-    u = in_turn ? w : memory.take(panels_size<S>(H, Terms::words(H)));
-    bias = memory.take(panel_count<S>(H) * PanelsOf<S>::kWidth);
+    const auto of_copy = [&](int64_t size) {
+      return memory.take(size * division.copies()) + size * (thread / division.packers());
+    };
+    w = of_copy(panels_size<S>(H, Terms::words(in_turn && H > I ? H : I)));
+    u = in_turn ? w : of_copy(panels_size<S>(H, Terms::words(H)));
+    bias = of_copy(panel_count<S>(H) * PanelsOf<S>::kWidth);
     begin = memory.take(B * stride) + first_row * stride;
     for (S*& rows : state) rows = memory.take(B * stride) + first_row * stride;
     z = memory.take(B * division.steps_per_block * stride) + first_row * division.steps_per_block * stride;
@@ -107,7 +110,7 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   Memory<S> memory(job.memory);
   const ForwardMemory<T, Terms> m(job, worker.thread, memory);
 
-  const Columns<S> packed(H, worker.thread, division.threads());
+  const Columns<S> packed(H, worker.thread % division.packers(), division.packers());
   const Matrix<T>& W = p.weights.weight_ih;
   const Matrix<T>& U = p.weights.weight_hh;
   const auto pack_w = [&] {
@@ -125,7 +128,7 @@ void layer_forward(const LayerForward<T>& job, const Worker& worker) {
   const Walk walk = {p.steps, p.reverse, division.rows[group], division.rows[group + 1] - division.rows[group]};
   const Columns<S> own(H, member, division.members);
   load_matrix(p.hx, p.steps, walk.first_row, walk.rows, H, own.begin, own.end, m.begin, m.h_stride);
-  worker.all->wait(worker.thread);
+  worker.wait_for_weights(division);
 
   const Nonlinearity f = p.weights.nonlinearity;
   const Parts parts = parts_for(p.steps.batch);

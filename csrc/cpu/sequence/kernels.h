@@ -14,14 +14,21 @@ struct Division {
   int groups, members;
   const int64_t* rows;      // (groups + 1): where each group's begin
   int64_t steps_per_block;  // whose products with X, W and dZᵀ are formed together: not by the number of threads
+  bool own_weights;         // each group packs the weights for itself, and reads nothing that another wrote
 
   int threads() const { return groups * members; }
+  int packers() const { return own_weights ? members : threads(); }  // of one copy of the weights
+  int copies() const { return threads() / packers(); }
 };
 
 struct Worker {
   int thread;
   Team* all;
   Team* group;
+
+  void wait_for_weights(const Division& division) const {
+    division.own_weights ? group->wait(thread % division.members) : all->wait(thread);
+  }
 };
 
 // Whether their packed copies are large beside what a few steps need.

@@ -34,6 +34,10 @@ constexpr int64_t kSharedBytes = 1 << 20;
 // what a step's wait costs depends on how far apart the threads' cores are.
 constexpr int64_t kGroupRows = 4, kGroupRowsNearU = 2, kNearBytes = 1 << 17;
 
+// Bytes of U and W up to which each group packs them for itself. That is more work, but no line of the cache goes from
+// one thread's core to another's, which takes a tenth of a microsecond or, where they share no cache, half of one.
+constexpr int64_t kOwnWeightsBytes = 3 << 17;
+
 struct Threads {
   int groups, members;
 };
@@ -54,6 +58,12 @@ Threads choose_threads(const Steps& steps, int64_t input_size, int64_t hidden_si
 #else
   return {1, 1};  // threads that wait for one another must all run
 #endif
+}
+
+template <typename T>
+bool own_weights(const Threads& threads, const Weights<T>& weights) {
+  const int64_t elements = (weights.input_size + weights.hidden_size) * weights.hidden_size;
+  return threads.groups > 1 && elements * static_cast<int64_t>(sizeof(acc_t<T>)) <= kOwnWeightsBytes;
 }
 
 // Where the rows of each group begin, so that all have about as many steps of rows.
@@ -99,6 +109,7 @@ void run(const Job& job, const Kernel& kernel) {
     Job serial = job;
     const int64_t rows[2] = {0, job.p.steps.batch};
     serial.division.groups = serial.division.members = 1;
+    serial.division.own_weights = false;
     serial.division.rows = rows;
     Team one(1);
     kernel(serial, {0, &one, &one});
@@ -144,7 +155,8 @@ void rnn_layer_forward(const LayerForwardParams<T>& p) {
   const Threads threads = choose_threads(p.steps, p.weights.input_size, H, sizeof(acc_t<T>));
   const auto rows = divide_rows(p.steps, threads.groups);
   const int64_t block = std::min(p.steps.steps, std::max<int64_t>(kForwardRows / B, 1));
-  LayerForward<T> job = {p, {threads.groups, threads.members, rows.data(), block}, nullptr};
+  const bool own = own_weights<T>(threads, p.weights);
+  LayerForward<T> job = {p, {threads.groups, threads.members, rows.data(), block, own}, nullptr};
   const LayerKernels<T>& layer = kernels<T>().layer;
   run_within_memory(job, layer.forward_memory, layer.forward);
 }
@@ -171,7 +183,7 @@ void rnn_layer_backward(LayerBackwardParams<T>& p, const std::function<void()>& 
   const auto rows = divide_rows(p.steps, threads.groups);
   const bool in_parts = weights_are_large<T>(I, H) && p.steps.steps * B <= kRowsInParts;
   const int64_t block = in_parts ? p.steps.steps : std::min(p.steps.steps, std::max<int64_t>(kBackwardRows / B, 1));
-  const Division division = {threads.groups, threads.members, rows.data(), block};
+  const Division division = {threads.groups, threads.members, rows.data(), block, own_weights<T>(threads, p.weights)};
   const LayerKernels<T>& layer = kernels<T>().layer;
   const auto run_part = [&](BackwardPart part, const Rows<T>& dz) {
     LayerBackward<T> job = {p, division, nullptr, part, dz};
