@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
         }
         output.load(inputs.output, output.at(begin, first, column), inside);
       },
-      [&](const float(&sums)[kRun], const Inputs& inputs, int row, int t, int64_t begin, T(&dz)[kRun]) {
+      [&](const float(&sums)[kRun], const Inputs& inputs, int row, int t, T(&dz)[kRun]) {
         const bool is_first = t == block.first_step(row);
         float grad[kRun];  // what comes from the step before
 #pragma unroll
@@ -70,8 +70,10 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
           const float dh = p.grad_output.data != nullptr ? widen(inputs.grad_output[j]) + grad[j] : grad[j];
           dz[j] = narrow<T>(derivative.dz(dh, widen(inputs.output[j])));
         }
-        grad_z.store(grad_z.at(begin, block.first(row), column), dz, inside);
         return true;
+      },
+      [&](int row, int, int64_t begin, const T(&dz)[kRun]) {
+        grad_z.store(grad_z.at(begin, block.first(row), column), dz, inside);
       });
 }
 

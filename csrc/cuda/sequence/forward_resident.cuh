@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
   block.template run<Inputs>(
       [&](int row, int64_t begin) { ptx::prefetch_to_l2(z.at(begin, block.first(row), column)); },
       [&](Inputs& inputs, int row, int64_t begin) { z.load(inputs.z, z.at(begin, block.first(row), column), inside); },
-      [&](const float(&sums)[kRun], const Inputs& inputs, int row, int t, int64_t begin, T(&h)[kRun]) {
+      [&](const float(&sums)[kRun], const Inputs& inputs, int row, int t, T(&h)[kRun]) {
         if (!block.has(row, t)) return false;
         // h = 0 is left out rather than multiplied with: U may have infinities.
         const bool alone =
@@ -59,6 +59,9 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
         for (int j = 0; j < kRun; ++j) {
           h[j] = activate<T>(alone ? inputs.z[j] : inputs.z[j] + sums[j], p.nonlinearity);
         }
+        return true;
+      },
+      [&](int row, int t, int64_t begin, const T(&h)[kRun]) {
         output.store(output.at(begin, block.first(row), column), h, inside);
         if (t == block.last_step(row)) {
 #pragma unroll
@@ -66,7 +69,6 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
             if (j < inside) p.h_n[block.place(row) * H + column + j] = h[j];
           }
         }
-        return true;
       });
 }
 

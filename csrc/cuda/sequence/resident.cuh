@@ -165,10 +165,11 @@ class ResidentBlock {
   // A step is one pass over U for each kRows rows, and an exchange. For each run of each step's rows,
   //   prefetch(row, begin)                   brings what the step needs to the L2 cache, some steps ahead
   //   read(inputs, row, begin)               begins to read it, before the product
-  //   step(sums, inputs, row, t, begin, v)   leaves the next state in v[kRun] and returns true; false: there is none
+  //   step(sums, inputs, row, t, v)          leaves the next state in v[kRun] and returns true; false: there is none
+  //   write(row, t, begin, v)                what step has left, after others have been sent it
   // `begin` is Steps::begin(t).
-  template <class Inputs, typename Prefetch, typename Read, typename Step>
-  __device__ __forceinline__ void run(Prefetch prefetch, Read read, Step step) {
+  template <class Inputs, typename Prefetch, typename Read, typename Step, typename Write>
+  __device__ __forceinline__ void run(Prefetch prefetch, Read read, Step step, Write write) {
     constexpr int kAhead = 8;
     const int steps = longest_ + task_.more_steps;
     Inputs inputs[kRuns] = {};
@@ -189,10 +190,10 @@ class ResidentBlock {
     for (int i = 0; i < steps; ++i) {
       const int t = step_of(i);
       const bool goes_on = i + 1 < steps;
+      const unsigned char* const now = exchange_.state(i);
       const int rows_before = rows;
       rows = rows_at(t, rows);
       exchange_.receive(i, rows_before, goes_on ? rows : 0);
-      const unsigned char* const now = exchange_.state(i);
       bool is_last = false;
 #pragma unroll 1
       for (int pass = 0; !is_last; ++pass, ++passes) {
@@ -200,24 +201,30 @@ class ResidentBlock {
         product_.multiply(now + pass * kRows * task_.state_stride, task_.state_stride, sums);
         if (splits() > 1) add_up(sums, passes % 2);
         exchange_.has_read();
-        const int64_t begin = begin_of(t);
+        T v[kRuns][kRun];
+        bool is_state[kRuns];
 #pragma unroll
         for (int run = 0; run < kRuns; ++run) {
           const int row = pass * kRows + Product::row(run);
-          T v[kRun];
-          if (inside() <= 0 || !step(sums[run], inputs[run], row, t, begin, v) || !goes_on) continue;
+          is_state[run] = inside() > 0 && step(sums[run], inputs[run], row, t, v[run]);
+          if (!is_state[run] || !goes_on) continue;
           Vector<typename Product::Element, kRun* static_cast<int>(sizeof(T))> result;
 #pragma unroll
           for (int j = 0; j < kRun; ++j) {
             // U has zeros for it, but zero times what is no number is none.
-            result.v[j] = Product::state(j < inside() ? v[j] : narrow<T>(0));
+            result.v[j] = Product::state(j < inside() ? v[run][j] : narrow<T>(0));
           }
           exchange_.send(i, row, column() * static_cast<int>(sizeof(T)), result);
         }
         is_last = pass + 1 == task_.passes || !has_work(pass + 1, t);
+        if (is_last && goes_on) exchange_.finish();
+        const int64_t begin = begin_of(t);
+#pragma unroll
+        for (int run = 0; run < kRuns; ++run) {
+          if (is_state[run]) write(pass * kRows + Product::row(run), t, begin, v[run]);
+        }
         read_pass(is_last ? 0 : pass + 1, is_last && !RNN_EXT_PLANTED(resident_wrong_step) ? i + 1 : i);
       }
-      if (goes_on) exchange_.finish();
     }
   }
 
