@@ -3,7 +3,7 @@
 //
 // What the threads send in step i, all blocks that share U have at the start of step i + 1:
 //   start()                      after the first state is written
-//   receive(i, rows, next_rows)  before step i reads its state: how many rows step i - 1 has sent, and step i will
+//   receive(i, goes_on, rows)    before step i reads its state, and sends if it goes on; rows(j): how many step j sends
 //   state(i)                     what step i reads
 //   has_read()                   before a warp sends, and after it has read the rows that this depends on
 //   send(i, row, offset, v)      v, to the byte `offset` of the row in the state of step i + 1
@@ -63,7 +63,8 @@ class Exchange<T, Sharing::kNone> {
   __device__ __forceinline__ void start() {
     if (!RNN_EXT_PLANTED(resident_no_first_barrier)) __syncthreads();
   }
-  __device__ __forceinline__ void receive(int, int, int) {}
+  template <typename Rows>
+  __device__ __forceinline__ void receive(int, bool, Rows) {}
   __device__ __forceinline__ unsigned char* state(int i) const { return state_of(smem_, task_, i % 2); }
   __device__ __forceinline__ void has_read() {}
   template <class V>
@@ -99,10 +100,11 @@ class Exchange<T, Sharing::kCluster> {
     if (!RNN_EXT_PLANTED(cluster_no_first_barrier)) ptx::cluster_sync();
   }
   // Bytes may come before thread 0 says how many will: until it has, the phase does not end.
-  __device__ __forceinline__ void receive(int i, int, int next_rows) {
-    if (threadIdx.x == 0 && next_rows > 0) {
-      ptx::mbarrier_arrive_expect_tx(barrier(i + 1),
-                                     next_rows * task_.sent_bytes + RNN_EXT_PLANTED(cluster_wrong_bytes));
+  template <typename Rows>
+  __device__ __forceinline__ void receive(int i, bool goes_on, Rows rows) {
+    if (goes_on && threadIdx.x / 32 == 0) {
+      const int bytes = rows(i) * task_.sent_bytes + RNN_EXT_PLANTED(cluster_wrong_bytes);
+      if (threadIdx.x == 0) ptx::mbarrier_arrive_expect_tx(barrier(i + 1), bytes);
     }
     if (i > 0 && !RNN_EXT_PLANTED(cluster_no_wait)) {
       ptx::mbarrier_wait_acquire_shared(barrier(i), (i - 1) / 2 % 2 ^ RNN_EXT_PLANTED(cluster_wrong_parity));
@@ -146,7 +148,8 @@ class Exchange<T, Sharing::kGrid> {
         counter_(reinterpret_cast<uint32_t*>(task.workspace + slice_ * GridWorkspace::kCounterBytes)) {}
 
   __device__ __forceinline__ void start() { __syncthreads(); }
-  __device__ __forceinline__ void receive(int i, int rows, int) {
+  template <typename Rows>
+  __device__ __forceinline__ void receive(int i, bool, Rows rows) {
     if (i == 0) return;
     if (threadIdx.x == 0 && !RNN_EXT_PLANTED(grid_no_wait)) {
       ptx::wait_at_least(counter_, static_cast<uint32_t>(i) * task_.parts);
@@ -154,8 +157,8 @@ class Exchange<T, Sharing::kGrid> {
     __syncthreads();
     constexpr int kPiece = 16;
     const int row_bytes = task_.weights.size * static_cast<int>(sizeof(T));
-    const int pieces = (row_bytes + kPiece - 1) / kPiece;
-    for (int piece = static_cast<int>(threadIdx.x); piece < rows * pieces; piece += static_cast<int>(blockDim.x)) {
+    const int pieces = (row_bytes + kPiece - 1) / kPiece, all_pieces = rows(i - 1) * pieces;
+    for (int piece = static_cast<int>(threadIdx.x); piece < all_pieces; piece += static_cast<int>(blockDim.x)) {
       const int row = piece / pieces, offset = piece % pieces * kPiece;
       const int valid = RNN_EXT_PLANTED(grid_no_row_edge) ? kPiece : min(kPiece, row_bytes - offset);
       ptx::cp_async<kPiece>(state(i) + row * task_.state_stride + offset, sent(i, row) + offset, valid);

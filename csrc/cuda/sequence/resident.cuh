@@ -112,12 +112,8 @@ class ResidentBlock {
   __device__ __forceinline__ ResidentBlock(ResidentSmem& smem, const ResidentTask<T>& task)
       : smem_(smem),
         task_(task),
-        split_(k.sharing == Sharing::kNone ? 0 : static_cast<int>(threadIdx.x) / task.column_threads),
-        thread_(static_cast<int>(threadIdx.x) - split_ * task.column_threads),
-        first_column_(part() * task.columns),
-        column_(first_column_ + Product::column(thread_)),
-        inside_(split_ == 0 ? hidden_size() - column_ : 0),
-        product_(task.weights, first_column_, thread_, ChunkRange(split_, splits(), task.chunks), weights()),
+        column_(split() == 0 ? first_column() + Product::column(thread()) : INT_MAX / 2),
+        product_(task.weights, first_column(), thread(), ChunkRange(split(), splits(), task.chunks), weights()),
         exchange_(smem, task) {
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     if (thread < kResidentMaxRows) {
@@ -150,9 +146,10 @@ class ResidentBlock {
   }
   // Whether it is the first of those that have these rows.
   __device__ __forceinline__ bool is_first_part() const { return part() == 0; }
+  // The thread's first. It is beyond all of them where another thread goes on with its sums.
   __device__ __forceinline__ int column() const { return column_; }
-  // How many of the thread's columns from column() on are its to go on with; may be negative.
-  __device__ __forceinline__ int inside() const { return inside_; }
+  // How many from there on there are; may be negative.
+  __device__ __forceinline__ int inside() const { return hidden_size() - column_; }
 
   // All states of an element, before the first step. A barrier must follow.
   __device__ __forceinline__ void start_with(int row, int column, T v) {
@@ -185,15 +182,13 @@ class ResidentBlock {
     };
     read_pass(0, 0);
     exchange_.start();  // all have called start_with
-    int passes = 0, rows = task_.up ? task_.block_rows : 0;
+    int passes = 0;
 #pragma unroll 1
     for (int i = 0; i < steps; ++i) {
       const int t = step_of(i);
       const bool goes_on = i + 1 < steps;
       const unsigned char* const now = exchange_.state(i);
-      const int rows_before = rows;
-      rows = rows_at(t, rows);
-      exchange_.receive(i, rows_before, goes_on ? rows : 0);
+      exchange_.receive(i, goes_on, [&](int of) { return rows_at(step_of(of)); });
       bool is_last = false;
 #pragma unroll 1
       for (int pass = 0; !is_last; ++pass, ++passes) {
@@ -231,9 +226,7 @@ class ResidentBlock {
  private:
   ResidentSmem& smem_;
   const ResidentTask<T>& task_;
-  int split_, thread_;  // which part of k is the thread's, and its number among those that have it
-  int first_column_;    // of the block
-  int column_, inside_;
+  int column_;
   Product product_;
   Exchange<T, k.sharing> exchange_;
   int longest_;
@@ -245,7 +238,16 @@ class ResidentBlock {
   __device__ __forceinline__ int64_t first_row() const {
     return int64_t{blockIdx.x} / (k.sharing == Sharing::kNone ? 1 : task_.parts) * task_.block_rows;
   }
+  // Divisions, which no step should wait for.
+  __device__ __forceinline__ int first_column() const { return part() * task_.columns; }
   __device__ __forceinline__ int splits() const { return k.sharing == Sharing::kNone ? 1 : task_.splits; }
+  // Which part of k is the thread's, and its number among those that have it.
+  __device__ __forceinline__ int split() const {
+    return k.sharing == Sharing::kNone ? 0 : static_cast<int>(threadIdx.x) / task_.column_threads;
+  }
+  __device__ __forceinline__ int thread() const {
+    return static_cast<int>(threadIdx.x) - split() * task_.column_threads;
+  }
 
   __device__ __forceinline__ unsigned char* state(int i) const { return state_of(smem_, task_, i); }
   __device__ __forceinline__ float* sums_of_splits() const { return reinterpret_cast<float*>(state(kStates)); }
@@ -257,16 +259,10 @@ class ResidentBlock {
   __device__ __forceinline__ int64_t begin_of(int t) const {
     return task_.steps.begins != nullptr && t >= 0 && t < longest_ ? task_.steps.begins[t] : t;
   }
-  // How many of the rows, which are the longest first, have step t, from how many have the step before on the way.
-  __device__ __forceinline__ int rows_at(int t, int rows) const {
-    if constexpr (k.sharing != Sharing::kNone) {
-      if (task_.up) {
-        while (rows > 0 && length(rows - 1) <= t) --rows;
-      } else {
-        while (rows < task_.block_rows && length(rows) > t) ++rows;
-      }
-    }
-    return rows;
+  // How many of the rows have step t, not less than 0. The whole warp has to ask.
+  __device__ __forceinline__ int rows_at(int t) const {
+    const int row = static_cast<int>(threadIdx.x) % 32;
+    return __popc(__ballot_sync(0xffffffffu, row < kResidentMaxRows && length(row % kResidentMaxRows) > t));
   }
   // Whether the pass has a row with step t, or one that step t comes after.
   __device__ __forceinline__ bool has_work(int pass, int t) const {
@@ -275,25 +271,24 @@ class ResidentBlock {
 
   // Adds up the parts of k, for the threads that have the first one.
   __device__ __forceinline__ void add_up(float (&sums)[kRuns][kRun], int buffer) const {
-    float* const from = sums_of_splits() + buffer * (splits() - 1) * task_.column_threads * kSums + thread_;
-    const auto place = [&](int split, int run, int j) {
-      return from + ((split - 1) * kSums + run * kRun + j) * task_.column_threads;
-    };
-    if (split_ > 0) {
+    const int thread = static_cast<int>(threadIdx.x), adders = task_.column_threads;
+    const int others = static_cast<int>(blockDim.x) - adders;
+    float* const from = sums_of_splits() + buffer * others * kSums;  // `others` of each of a thread's sums
+    if (thread >= adders) {
 #pragma unroll
       for (int run = 0; run < kRuns; ++run) {
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) *place(split_, run, j) = sums[run][j];
+        for (int j = 0; j < kRun; ++j) from[(run * kRun + j) * others + thread - adders] = sums[run][j];
       }
     }
     if (!RNN_EXT_PLANTED(resident_no_sum_barrier)) __syncthreads();
-    if (split_ > 0) return;
+    if (thread >= adders) return;
 #pragma unroll 1
-    for (int split = 1; split < splits(); ++split) {
+    for (int other = thread; other < others; other += adders) {
 #pragma unroll
       for (int run = 0; run < kRuns; ++run) {
 #pragma unroll
-        for (int j = 0; j < kRun; ++j) sums[run][j] += *place(split, run, j);
+        for (int j = 0; j < kRun; ++j) sums[run][j] += from[(run * kRun + j) * others + other];
       }
     }
   }
