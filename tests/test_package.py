@@ -335,7 +335,7 @@ def test_a_backward_kernel_that_cannot_take_the_case_is_refused(explain, case, k
 @pytest.mark.parametrize(
     "dtype, limits",
     [
-        ("float32", {"resident_1": 256, "resident_8": 256, "cluster_1": 1152, "cluster_8": 864, "grid_1": 2560}),
+        ("float32", {"resident_1": 256, "resident_8": 256, "cluster_1": 1056, "cluster_8": 864, "grid_1": 2560}),
         ("bfloat16", {"resident_256": 256, "resident_384": 384, "cluster_16bit": 1408, "grid_16bit": 4224}),
     ],
 )

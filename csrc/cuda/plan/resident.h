@@ -124,9 +124,9 @@ constexpr ResidentKernel kResident[] = {
     {"resident_256",  Sharing::kNone,    Math::kTensorCore, false, false, true,  true,  8,   32,  4,     256},  // H <= 256
     {"resident_384",  Sharing::kNone,    Math::kTensorCore, false, false, true,  true,  8,   32,  2,     384},
     {"resident_tf32", Sharing::kNone,    Math::kTf32,       true,  false, false, false, 8,   32,  5,     256},
-    {"cluster_1",     Sharing::kCluster, Math::kSimt,       true,  false, false, false, 1,   16,  5,     512},
+    {"cluster_1",     Sharing::kCluster, Math::kSimt,       true,  false, false, false, 1,   16,  4,     512},
     {"cluster_4",     Sharing::kCluster, Math::kSimt,       true,  false, false, false, 4,   16,  3,     512},
-    {"cluster_8",     Sharing::kCluster, Math::kSimt,       true,  false, false, false, 8,   16,  2,     512},
+    {"cluster_8",     Sharing::kCluster, Math::kSimt,       true,  false, false, false, 8,   16,  3,     384},
     {"cluster_16bit", Sharing::kCluster, Math::kTensorCore, false, false, true,  true,  8,   32,  4,     256},
     {"cluster_tf32",  Sharing::kCluster, Math::kTf32,       true,  false, false, false, 8,   32,  4,     256},
     {"grid_1",        Sharing::kGrid,    Math::kSimt,       true,  false, false, false, 1,   16,  4,     512},

@@ -256,9 +256,7 @@ class ResidentBlock {
   }
 
   __device__ __forceinline__ int step_of(int i) const { return task_.up ? i : longest_ - 1 - i; }
-  __device__ __forceinline__ int64_t begin_of(int t) const {
-    return task_.steps.begins != nullptr && t >= 0 && t < longest_ ? task_.steps.begins[t] : t;
-  }
+  __device__ __forceinline__ int64_t begin_of(int t) const { return t >= 0 && t < longest_ ? task_.steps.begin(t) : t; }
   // How many of the rows have step t, not less than 0. The whole warp has to ask.
   __device__ __forceinline__ int rows_at(int t) const {
     const int row = static_cast<int>(threadIdx.x) % 32;
