@@ -140,6 +140,10 @@ FAULTS = {
     ),
     "resident_zeros_multiplied": ("recurrence_resident_infinities", {"plain": WRONG}),
     "resident_no_sum_barrier": ("recurrence_cluster_8", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "cluster_idle_warp_stays": (
+        "recurrence_idle_warps",
+        {"plain": "deadlock: .* wait in mbarrier wait at " + IN_EXCHANGE},
+    ),
     "cluster_no_first_barrier": ("recurrence_cluster_4", {"plain": WRONG, "tsan": IN_RESIDENT}),
     "cluster_no_wait": ("recurrence_cluster_16bit", {"plain": WRONG, "tsan": IN_RESIDENT}),
     "cluster_wrong_parity": ("recurrence_cluster_16bit", {"plain": WRONG, "tsan": IN_RESIDENT}),

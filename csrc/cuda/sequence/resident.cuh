@@ -182,6 +182,12 @@ class ResidentBlock {
     };
     read_pass(0, 0);
     exchange_.start();  // all have called start_with
+    // In a cluster nobody waits for a warp without columns. It could fall behind by two steps, and then wait for a
+    // phase that has come and gone.
+    if (k.sharing == Sharing::kCluster && splits() == 1 && !__any_sync(0xffffffffu, inside() > 0) &&
+        !RNN_EXT_PLANTED(cluster_idle_warp_stays)) {
+      return;
+    }
     int passes = 0;
 #pragma unroll 1
     for (int i = 0; i < steps; ++i) {

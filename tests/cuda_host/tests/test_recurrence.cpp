@@ -324,6 +324,7 @@ const Case kCases[] = {
     {2, 67, 72, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, true, false, 6},
     {2, 0, 5, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, false, true},
     {2, 2, 140, Data::kBatchFirst, 4, Layout::kContiguous, Nonlinearity::kTanh, false, true, 2},
+    {2, 1, 140, Data::kBatchFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, false, true, 2},
 };
 
 template <typename T>
@@ -368,6 +369,21 @@ TEST(recurrence_resident_limits) {
   test_resident_limits<float>();
   test_resident_limits<__half>();
   check::seeds = seeds;
+}
+
+// Steps enough for a warp without columns to fall behind: of 16 where H = 72, of 32 where it is 140.
+template <typename T>
+void test_idle_warps(int64_t hidden_size) {
+  for (const RecurrenceKernel<T>& kernel : kRecurrenceKernels<T>) {
+    if (!kernel.shares_weights || !kernel.computes) continue;
+    test_forward(kernel,
+                 {48, 2, hidden_size, Data::kTimeFirst, 0, Layout::kContiguous, Nonlinearity::kTanh, false, true});
+  }
+}
+
+TEST(recurrence_idle_warps) {
+  test_idle_warps<float>(72);
+  test_idle_warps<__half>(140);
 }
 
 // Where there is no state yet, infinities of U are no matter.
