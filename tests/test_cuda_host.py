@@ -144,9 +144,15 @@ FAULTS = {
         "recurrence_idle_warps",
         {"plain": "deadlock: .* wait in mbarrier wait at " + IN_EXCHANGE},
     ),
-    "cluster_no_first_barrier": ("recurrence_cluster_4", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "cluster_no_first_barrier": (
+        "recurrence_cluster_4",
+        {"plain": r"st\.async: no mbarrier\.init yet", "tsan": IN_RESIDENT},
+    ),
     "cluster_no_wait": ("recurrence_cluster_16bit", {"plain": WRONG, "tsan": IN_RESIDENT}),
-    "cluster_wrong_parity": ("recurrence_cluster_16bit", {"plain": WRONG, "tsan": IN_RESIDENT}),
+    "cluster_wrong_parity": (
+        "recurrence_cluster_16bit",
+        {"plain": r"st\.async: block \d of the cluster has returned", "tsan": IN_RESIDENT},
+    ),
     "cluster_wrong_bytes": ("recurrence_cluster_4", {"plain": "deadlock: .* wait in mbarrier wait at " + IN_EXCHANGE}),
     "cluster_no_warp_barrier": ("recurrence_cluster_1", {"tsan": IN_RESIDENT}),
     "cluster_one_state": ("recurrence_cluster_16bit", {"plain": WRONG, "tsan": IN_RESIDENT}),

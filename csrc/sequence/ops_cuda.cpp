@@ -55,8 +55,9 @@ class Gpu {
 
   template <typename Launch>
   cudaError_t launch_planned(const cuda::SequenceCase& c, Launch launch) const {
-    const auto plan = remembered_plan(cuda::plan_sequence, c, {c.steps, c.batch, c.hidden_size, c.backward},
-                                      guard_.current_device().index(), "RNN_EXT_SEQUENCE_KERNEL");
+    const auto plan =
+        remembered_plan(cuda::plan_sequence, c, {c.steps, c.batch, c.hidden_size, c.backward, c.whole_gpu},
+                        guard_.current_device().index(), "RNN_EXT_SEQUENCE_KERNEL");
     // From the caching allocator: its memory goes to others only behind the kernels on this stream.
     const auto workspace = at::empty({plan.workspace_bytes}, bytes_.dtype(at::kByte));
     return launch(plan, as_pointer<void>(workspace));

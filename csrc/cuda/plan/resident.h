@@ -30,7 +30,7 @@ constexpr int kPortableClusterBlocks = 8, kMostClusterBlocks = 16;
 // A launch of such a kernel.
 struct ResidentLaunch {
   int block_rows = 0;  // of the batch, to the blocks that share U
-  int parts = 1;       // how many blocks those are
+  int parts = 1;       // how many blocks those are, each with at least a column
   int splits = 1;      // how many warps have a part of k each, for the same columns
 
   int64_t slices(int64_t batch) const { return ceil_div(batch, block_rows); }

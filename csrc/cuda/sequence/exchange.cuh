@@ -151,17 +151,22 @@ class Exchange<T, Sharing::kGrid> {
   template <typename Rows>
   __device__ __forceinline__ void receive(int i, bool, Rows rows) {
     if (i == 0) return;
+    // Divided out before the wait: a thread's copies are as many pieces apart as there are threads.
+    constexpr int kPiece = 16;
+    const int row_bytes = task_.weights.size * static_cast<int>(sizeof(T)), threads = static_cast<int>(blockDim.x);
+    const int pieces = (row_bytes + kPiece - 1) / kPiece, rows_apart = threads / pieces, rest = threads % pieces;
+    int row = static_cast<int>(threadIdx.x) / pieces, piece = static_cast<int>(threadIdx.x) % pieces;
     if (threadIdx.x == 0 && !RNN_EXT_PLANTED(grid_no_wait)) {
       ptx::wait_at_least(counter_, static_cast<uint32_t>(i) * task_.parts);
     }
     __syncthreads();
-    constexpr int kPiece = 16;
-    const int row_bytes = task_.weights.size * static_cast<int>(sizeof(T));
-    const int pieces = (row_bytes + kPiece - 1) / kPiece, all_pieces = rows(i - 1) * pieces;
-    for (int piece = static_cast<int>(threadIdx.x); piece < all_pieces; piece += static_cast<int>(blockDim.x)) {
-      const int row = piece / pieces, offset = piece % pieces * kPiece;
+    for (const int end = rows(i - 1); row < end;) {
+      const int offset = piece * kPiece;
       const int valid = RNN_EXT_PLANTED(grid_no_row_edge) ? kPiece : min(kPiece, row_bytes - offset);
       ptx::cp_async<kPiece>(state(i) + row * task_.state_stride + offset, sent(i, row) + offset, valid);
+      row += rows_apart;
+      piece += rest;
+      if (piece >= pieces) piece -= pieces, ++row;
     }
     ptx::cp_async_commit();
     ptx::cp_async_wait<0>();

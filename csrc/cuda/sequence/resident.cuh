@@ -202,7 +202,7 @@ class ResidentBlock {
         product_.multiply(now + pass * kRows * task_.state_stride, task_.state_stride, sums);
         if (splits() > 1) add_up(sums, passes % 2);
         exchange_.has_read();
-        T v[kRuns][kRun];
+        T v[kRuns][kRun] = {};
         bool is_state[kRuns];
 #pragma unroll
         for (int run = 0; run < kRuns; ++run) {
