@@ -79,13 +79,13 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
 
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
-template <typename T, Sharing kSharing>
+template <typename T>
 cudaError_t launch_resident_backward(const RecurrenceBackwardParams<T>& p, int kernel, const ResidentLaunch& l,
                                      void* workspace, cudaStream_t stream) {
-  return with_resident_kernel<T, kSharing>(kernel, [&](auto index) {
+  return with_resident_kernel<T>(kernel, [&](auto index) {
     constexpr ResidentKernel k = kResident[decltype(index)::value];
     const auto task = resident_task<T>(p, k, l, workspace, /*backward=*/true, p.grad_hx != nullptr ? 1 : 0);
-    return launch_resident<kSharing, T>(
+    return launch_resident<k.sharing, T>(
         backward_resident<T, decltype(index)::value>, k, task, l, stream, p, task, Derivative<float>(p.nonlinearity),
         (ResidentRows<const T, k.run()>(p.grad_output, p.hidden_size)),
         (ResidentRows<const T, k.run()>(p.output, p.hidden_size)), (ResidentRows<T, k.run()>(p.grad_z, p.hidden_size)));

@@ -74,15 +74,15 @@ __global__ void __launch_bounds__(kResident[kKernel].max_threads)
 
 // ---- launcher -------------------------------------------------------------------------------------------------------
 
-template <typename T, Sharing kSharing>
+template <typename T>
 cudaError_t launch_resident_forward(const RecurrenceForwardParams<T>& p, int kernel, const ResidentLaunch& l,
                                     void* workspace, cudaStream_t stream) {
-  return with_resident_kernel<T, kSharing>(kernel, [&](auto index) {
+  return with_resident_kernel<T>(kernel, [&](auto index) {
     constexpr ResidentKernel k = kResident[decltype(index)::value];
     const auto task = resident_task<T>(p, k, l, workspace, /*backward=*/false, 0);
-    return launch_resident<kSharing, T>(forward_resident<T, decltype(index)::value>, k, task, l, stream, p, task,
-                                        (ResidentRows<const float, k.run()>(p.z, p.hidden_size)),
-                                        (ResidentRows<T, k.run()>(p.output, p.hidden_size)));
+    return launch_resident<k.sharing, T>(forward_resident<T, decltype(index)::value>, k, task, l, stream, p, task,
+                                         (ResidentRows<const float, k.run()>(p.z, p.hidden_size)),
+                                         (ResidentRows<T, k.run()>(p.output, p.hidden_size)));
   });
 }
 

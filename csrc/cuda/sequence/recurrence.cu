@@ -1,6 +1,5 @@
 // The launchers of a recurrence: from a plan to its kernels; and the launches around it.
 #include <algorithm>
-#include <type_traits>
 #include <vector>
 
 #include "cuda/sequence/launch.h"
@@ -43,22 +42,18 @@ cudaError_t clear_counters(int64_t slices, void* workspace, cudaStream_t stream)
   return write_table(zeros.data(), static_cast<int64_t>(zeros.size()), static_cast<int64_t*>(workspace), stream);
 }
 
-// Runs the plan: by stepped(), or by resident(std::integral_constant<Sharing>) where U stays on the chip.
-template <typename T, typename Stepped, typename Resident>
-cudaError_t launch_planned(const SequencePlan& plan, const Steps& steps, int64_t hidden_size, void* workspace,
-                           cudaStream_t stream, Stepped stepped, Resident resident) {
-  if (steps.batch == 0 || hidden_size == 0) return cudaSuccess;
+// Runs the plan: by stepped(), or by resident(p), which not all T have, where U stays on the chip.
+template <typename T, class Params, typename Stepped, typename Resident>
+cudaError_t launch_planned(const Params& p, const SequencePlan& plan, void* workspace, cudaStream_t stream,
+                           Stepped stepped, Resident resident) {
+  if (p.steps.batch == 0 || p.hidden_size == 0) return cudaSuccess;
   if (plan.family == SequencePlan::Family::kStepped) return stepped();
   if constexpr (sizeof(T) < 8) {
-    switch (kResident[plan.kernel].sharing) {
-      case Sharing::kNone:
-        return resident(std::integral_constant<Sharing, Sharing::kNone>());
-      case Sharing::kCluster:
-        return resident(std::integral_constant<Sharing, Sharing::kCluster>());
-      case Sharing::kGrid:
-        const cudaError_t e = clear_counters(plan.launch.slices(steps.batch), workspace, stream);
-        return e != cudaSuccess ? e : resident(std::integral_constant<Sharing, Sharing::kGrid>());
+    cudaError_t e = cudaSuccess;
+    if (kResident[plan.kernel].sharing == Sharing::kGrid) {
+      e = clear_counters(plan.launch.slices(p.steps.batch), workspace, stream);
     }
+    return e != cudaSuccess ? e : resident(p);
   }
   return cudaErrorInvalidValue;
 }
@@ -80,22 +75,16 @@ template <typename T>
 cudaError_t recurrence_forward(const RecurrenceForwardParams<T>& p, const Steps& host, const SequencePlan& plan,
                                void* workspace, cudaStream_t stream) {
   return launch_planned<T>(
-      plan, p.steps, p.hidden_size, workspace, stream,
-      [&] { return launch_stepped_forward(p, host, plan, workspace, stream); },
-      [&](auto sharing) {
-        return launch_resident_forward<T, decltype(sharing)::value>(p, plan.kernel, plan.launch, workspace, stream);
-      });
+      p, plan, workspace, stream, [&] { return launch_stepped_forward(p, host, plan, workspace, stream); },
+      [&](const auto& q) { return launch_resident_forward(q, plan.kernel, plan.launch, workspace, stream); });
 }
 
 template <typename T>
 cudaError_t recurrence_backward(const RecurrenceBackwardParams<T>& p, const Steps& host, const SequencePlan& plan,
                                 void* workspace, cudaStream_t stream) {
   return launch_planned<T>(
-      plan, p.steps, p.hidden_size, workspace, stream,
-      [&] { return launch_stepped_backward(p, host, plan, workspace, stream); },
-      [&](auto sharing) {
-        return launch_resident_backward<T, decltype(sharing)::value>(p, plan.kernel, plan.launch, workspace, stream);
-      });
+      p, plan, workspace, stream, [&] { return launch_stepped_backward(p, host, plan, workspace, stream); },
+      [&](const auto& q) { return launch_resident_backward(q, plan.kernel, plan.launch, workspace, stream); });
 }
 
 cudaError_t write_table(const int64_t* numbers, int64_t size, int64_t* table, cudaStream_t stream) {

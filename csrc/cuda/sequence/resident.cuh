@@ -338,16 +338,16 @@ cudaError_t launch_resident(Kernel kernel, const ResidentKernel& k, const Reside
   }
 }
 
-// launch(std::integral_constant<int, kernel>) of a row of kResident that T has and that shares U in this way.
-template <typename T, Sharing kSharing, int kKernel = 0, typename Launch>
+// launch(std::integral_constant<int, kernel>) of a row of kResident that T has.
+template <typename T, int kKernel = 0, typename Launch>
 cudaError_t with_resident_kernel(int kernel, Launch launch) {
   if constexpr (kKernel == kNumResident) {
     return cudaErrorInvalidValue;
   } else {
-    if constexpr (kResident[kKernel].takes(kDtype<T>) && kResident[kKernel].sharing == kSharing) {
+    if constexpr (kResident[kKernel].takes(kDtype<T>)) {
       if (kernel == kKernel) return launch(std::integral_constant<int, kKernel>());
     }
-    return with_resident_kernel<T, kSharing, kKernel + 1>(kernel, launch);
+    return with_resident_kernel<T, kKernel + 1>(kernel, launch);
   }
 }
 

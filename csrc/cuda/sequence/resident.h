@@ -8,22 +8,22 @@
 
 namespace rnn_ext::cuda {
 
-// `kernel`: a row of kResident with this sharing that takes T and fits; the launch: as its block_rows() says, or with
-// fewer rows. `workspace`: GridWorkspace, with counters that are zero; for a grid alone, of which all blocks have to be
-// there at once, or it is cudaErrorCooperativeLaunchTooLarge and nothing has run. Instantiated in instances/, a file a
-// dtype, by the macros below.
-template <typename T, Sharing kSharing>
+// `kernel`: a row of kResident that takes T and fits; the launch: as its block_rows() says, or with fewer rows.
+// `workspace`: GridWorkspace, with counters that are zero, for those that share U over the grid. If not all of their
+// blocks, or not those of a cluster of more than 8, find room at once, it is cudaErrorCooperativeLaunchTooLarge and
+// nothing has run. Instantiated in instances/, a file a dtype, by the macros below.
+template <typename T>
 cudaError_t launch_resident_forward(const RecurrenceForwardParams<T>& p, int kernel, const ResidentLaunch& l,
                                     void* workspace, cudaStream_t stream);
-template <typename T, Sharing kSharing>
+template <typename T>
 cudaError_t launch_resident_backward(const RecurrenceBackwardParams<T>& p, int kernel, const ResidentLaunch& l,
                                      void* workspace, cudaStream_t stream);
 
 }  // namespace rnn_ext::cuda
 
-#define RNN_EXT_INSTANTIATE_RESIDENT_FORWARD(T, sharing)                                           \
-  template cudaError_t rnn_ext::cuda::launch_resident_forward<T, rnn_ext::cuda::Sharing::sharing>( \
-      const RecurrenceForwardParams<T>&, int, const ResidentLaunch&, void*, cudaStream_t);
-#define RNN_EXT_INSTANTIATE_RESIDENT_BACKWARD(T, sharing)                                           \
-  template cudaError_t rnn_ext::cuda::launch_resident_backward<T, rnn_ext::cuda::Sharing::sharing>( \
-      const RecurrenceBackwardParams<T>&, int, const ResidentLaunch&, void*, cudaStream_t);
+#define RNN_EXT_INSTANTIATE_RESIDENT_FORWARD(T)                                                       \
+  template cudaError_t rnn_ext::cuda::launch_resident_forward(const RecurrenceForwardParams<T>&, int, \
+                                                              const ResidentLaunch&, void*, cudaStream_t);
+#define RNN_EXT_INSTANTIATE_RESIDENT_BACKWARD(T)                                                        \
+  template cudaError_t rnn_ext::cuda::launch_resident_backward(const RecurrenceBackwardParams<T>&, int, \
+                                                               const ResidentLaunch&, void*, cudaStream_t);

@@ -586,7 +586,7 @@ TEST(cluster_launch_limits) {
     return error_of(
         [&] { RNN_EXT_LAUNCH_CLUSTER(read_rank, dim3(grid), dim3(4), dim3(cluster), sizeof(float4), nullptr, 0u, 0); });
   };
-  CHECK(contains(launch(16, 16), "a cluster has 1 to 8 blocks"));
+  CHECK(contains(launch(32, 32), "a cluster has 1 to 16 blocks"));
   CHECK(contains(launch(6, 4), "the grid is not a multiple of the cluster"));
 }
 

@@ -1,2 +1,2 @@
 #include "cuda/sequence/backward_resident.cuh"
-RNN_EXT_INSTANTIATE_RESIDENT_BACKWARD(float, kNone)
+RNN_EXT_INSTANTIATE_RESIDENT_BACKWARD(float)

@@ -1,2 +1,2 @@
 #include "cuda/sequence/forward_resident.cuh"
-RNN_EXT_INSTANTIATE_RESIDENT_FORWARD(float, kNone)
+RNN_EXT_INSTANTIATE_RESIDENT_FORWARD(float)

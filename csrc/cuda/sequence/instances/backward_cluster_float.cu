@@ -1,2 +1,0 @@
-#include "cuda/sequence/backward_resident.cuh"
-RNN_EXT_INSTANTIATE_RESIDENT_BACKWARD(float, kCluster)

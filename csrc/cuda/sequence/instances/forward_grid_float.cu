@@ -1,2 +1,0 @@
-#include "cuda/sequence/forward_resident.cuh"
-RNN_EXT_INSTANTIATE_RESIDENT_FORWARD(float, kGrid)
