@@ -109,17 +109,18 @@ std::string why_not_resident(const ResidentKernel& k, const SequenceCase& c, con
   if (d.compute_capability < kResidentFirstSm) return not_for(d.compute_capability);
   if (k.math == Math::kTf32 && !c.tf32) return kNoTf32;
   if (k.sharing == Sharing::kGrid && !c.whole_gpu) return "the GPU has no room for all of its blocks at once";
+  return "";
+}
+
+// Why a kernel that could run has no launch.
+std::string why_no_resident_launch(const ResidentKernel& k, const SequenceCase& c, const Device& d) {
   SequenceCase one = c;
   one.batch = 1;
   const auto fits = [&](int64_t hidden_size) {
     one.hidden_size = hidden_size;
     return best_resident_launch(k, one, d).block_rows > 0;
   };
-  if (fits(c.hidden_size)) {
-    return best_resident_launch(k, c, d).block_rows > 0 || c.batch == 0
-               ? ""
-               : "not all blocks that a batch of " + std::to_string(c.batch) + " takes run at once";
-  }
+  if (fits(c.hidden_size)) return "not all blocks that a batch of " + std::to_string(c.batch) + " takes run at once";
   if (k.sharing != Sharing::kNone && c.hidden_size <= k.warp_columns) return "there is nothing to share";
   int64_t most = 0;
   for (int64_t beyond = c.hidden_size; beyond - most > 1;) {
@@ -144,9 +145,10 @@ std::vector<Candidate<SequencePlan>> candidates(const SequenceCase& c, const Dev
     SequencePlan plan;
     plan.family = SequencePlan::Family::kResident;
     plan.kernel = i;
-    const std::string why = why_not_resident(kResident[i], c, d);
+    std::string why = why_not_resident(kResident[i], c, d);
+    if (why.empty()) plan.launch = best_resident_launch(kResident[i], c, d);
+    if (why.empty() && plan.launch.block_rows == 0) why = why_no_resident_launch(kResident[i], c, d);
     if (why.empty()) {
-      plan.launch = best_resident_launch(kResident[i], c, d);
       plan.microseconds = resident_microseconds(kResident[i], plan.launch, c, d);
       if (kResident[i].sharing == Sharing::kGrid) {
         plan.workspace_bytes = GridWorkspace(kResident[i], c.batch, c.hidden_size, c.dtype, plan.launch).bytes();
