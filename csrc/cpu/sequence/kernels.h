@@ -31,10 +31,16 @@ struct Worker {
   }
 };
 
+// Of U and W, in the type that is multiplied.
+template <typename T>
+int64_t weights_bytes(int64_t input_size, int64_t hidden_size) {
+  return (input_size + hidden_size) * hidden_size * static_cast<int64_t>(sizeof(acc_t<T>));
+}
+
 // Whether their packed copies are large beside what a few steps need.
 template <typename T>
 bool weights_are_large(int64_t input_size, int64_t hidden_size) {
-  return (input_size + hidden_size) * hidden_size * static_cast<int64_t>(sizeof(acc_t<T>)) > 1 << 21;
+  return weights_bytes<T>(input_size, hidden_size) > 1 << 21;
 }
 
 template <typename T>

@@ -62,8 +62,7 @@ Threads choose_threads(const Steps& steps, int64_t input_size, int64_t hidden_si
 
 template <typename T>
 bool own_weights(const Threads& threads, const Weights<T>& weights) {
-  const int64_t elements = (weights.input_size + weights.hidden_size) * weights.hidden_size;
-  return threads.groups > 1 && elements * static_cast<int64_t>(sizeof(acc_t<T>)) <= kOwnWeightsBytes;
+  return threads.groups > 1 && weights_bytes<T>(weights.input_size, weights.hidden_size) <= kOwnWeightsBytes;
 }
 
 // Where the rows of each group begin, so that all have about as many steps of rows.
