@@ -101,7 +101,7 @@ struct ResidentWeights {
 
 using WeightUnit = Vector<uint32_t, 16>;
 
-// `chunks`: of all the k that the thread has a part of.
+// A thread's part of U: the first kChunks of its `chunks` in registers, the others in shared memory.
 template <int kChunks, int kUnits>
 class ThreadWeights {
  public:
