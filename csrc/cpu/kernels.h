@@ -50,7 +50,7 @@ struct Kernels {
   void (*grad_z)(const BackwardParams<T>& p, const DzBlock<T>& dz, int64_t col_begin, int64_t col_end);
   // A block of C = A M.
   void (*product)(const Product<T>& g, int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end);
-  LayerKernels<T> layer;
+  LayerKernels<T> (*layer)(int64_t hidden_size);
 };
 
 // The calling thread's own memory for the blocks that a kernel works on: as the kernel before left it, aligned to 64

@@ -1,5 +1,6 @@
 // Panels of bfloat16 for vdpbf16ps: words are pairs of neighbouring terms (pairs-inl.h says what the instruction does).
 // What it multiplies is rounded to bfloat16, so dz is too, as the input of PyTorch's own products; sums are in float32.
+// Words are pairs of a row's neighbours, so that rows of bfloat16 are words as they lie.
 #pragma once
 
 struct Pairs {
@@ -8,20 +9,20 @@ struct Pairs {
   using V = __m512;
 
   static INLINE V add(V x, V m, V sum) { return _mm512_dpbf16_ps(sum, (__m512bh)x, (__m512bh)m); }
+  static constexpr int kTerms = 2;
   static INLINE constexpr int64_t words(int64_t terms) { return (terms + 1) / 2; }
-
+  using Element = BFloat16;
+  static INLINE Element* elements(S* words) { return reinterpret_cast<Element*>(words); }
+  static INLINE const Element* elements(const S* words) { return reinterpret_cast<const Element*>(words); }
   static INLINE int64_t words_stride(int64_t terms) { return padded_stride<S>(words(terms)); }
-  static INLINE int64_t operand_size(int64_t rows, int64_t terms) { return rows * words_stride(terms); }
-  static const S* operand(const S* a, int64_t stride, int64_t rows, int64_t terms, S* memory,
-                          int64_t* stride_of_words) {
-    *stride_of_words = words_stride(terms);
-    for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t k = 0; k < terms; k += 32) {
-        const __m512i rounded = load32(a + i * stride + k, terms - k);
-        _mm512_mask_storeu_epi32(memory + i * *stride_of_words + k / 2, first16(words(terms - k)), rounded);
-      }
-    }
-    return memory;
+  static INLINE void keep(Element* to, V v, int64_t n) {
+    const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(v);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_mov_epi16(first16(n), rounded));
+  }
+  static INLINE V broadcast(const S* word) {  // perhaps of a tensor's bfloat16
+    int pair;
+    __builtin_memcpy(&pair, word, sizeof(pair));
+    return _mm512_castsi512_ps(_mm512_set1_epi32(pair));
   }
 
   static void pack(const BFloat16* m, int64_t inner_stride, int64_t col_stride, int64_t inner, int64_t cols,
@@ -43,12 +44,12 @@ struct Pairs {
 
   static void pack_strip(const S* a, int64_t stride, int64_t rows, S* strip) {
     constexpr int kStrip = PanelsOf<S>::kRows;
+    const auto row = [&](int64_t r) {
+      return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(a + r * stride)));
+    };
     for (int64_t r = 0; r < rows; r += 2, strip += kStrip) {
-      const V even = Vec::load(a + r * stride), odd = r + 1 < rows ? Vec::load(a + (r + 1) * stride) : Vec::zero();
-      const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-      const __m512i j = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-      const __m512i order = _mm512_or_si512(j, _mm512_slli_epi32(_mm512_add_epi32(j, _mm512_set1_epi32(16)), 16));
-      _mm512_mask_storeu_epi32(strip, first16(kStrip), _mm512_permutexvar_epi16(order, both));
+      const __m512i even = row(r), odd = r + 1 < rows ? row(r + 1) : _mm512_setzero_si512();
+      _mm512_mask_storeu_epi32(strip, first16(kStrip), _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
     }
   }
 
@@ -119,3 +120,22 @@ struct Pairs {
     }
   }
 };
+
+// Rows that stay in bfloat16, as in rows-inl.h.
+INLINE void load_row(const BFloat16* from, int64_t stride, int64_t size, int64_t begin, int64_t end, BFloat16* to) {
+  for (int64_t j = begin; j < end; j += 32) {
+    if (stride == 1) {
+      _mm512_storeu_si512(to + j, load32(from + j, size - j));
+      continue;
+    }
+    alignas(64) BFloat16 buffer[32] = {};
+    for (int64_t i = 0; i < smaller(size - j, 32); ++i) buffer[i] = from[(j + i) * stride];
+    _mm512_storeu_si512(to + j, _mm512_load_si512(buffer));
+  }
+}
+
+INLINE void store_row(const BFloat16* from, int64_t size, int64_t begin, int64_t end, BFloat16* to) {
+  for (int64_t j = begin; j < end; j += 32) {
+    _mm512_mask_storeu_epi16(to + j, first32(size - j), _mm512_loadu_si512(from + j));
+  }
+}

@@ -64,14 +64,16 @@ struct Singles {
   using V = typename Vec::V;
 
   static INLINE V add(V x, V m, V sum) { return Vec::fma(x, m, sum); }
+  static constexpr int kTerms = 1;  // of a word
   static INLINE constexpr int64_t words(int64_t terms) { return terms; }
-  // The memory that rows of A take as words, besides their own, and these words.
-  static INLINE int64_t operand_size(int64_t /*rows*/, int64_t /*terms*/) { return 0; }
-  static INLINE const S* operand(const S* a, int64_t stride, int64_t /*rows*/, int64_t /*terms*/, S* /*memory*/,
-                                 int64_t* words_stride) {
-    *words_stride = stride;
-    return a;
-  }
+  // Rows of A are kept as words, whose elements are these.
+  using Element = S;
+  static INLINE Element* elements(S* words) { return words; }
+  static INLINE const Element* elements(const S* words) { return words; }
+  static INLINE int64_t words_stride(int64_t terms) { return padded_stride<S>(terms); }
+  // Stores a vector of a row, of which n elements are there: of a pair's terms one may be missing.
+  static INLINE void keep(Element* to, V v, int64_t /*n*/) { Vec::store(to, v); }
+  static INLINE V broadcast(const S* word) { return Vec::set(*word); }
   static void pack(const T* m, int64_t inner_stride, int64_t col_stride, int64_t inner, int64_t cols, int64_t begin,
                    int64_t end, S* packed);
 
@@ -192,7 +194,7 @@ __attribute__((noinline)) void panel_tile(const S* a, int64_t a_stride, const S*
       V b[NV];
       UNROLL for (int j = 0; j < NV; ++j) b[j] = Vec::load(panel + (s * NV + j) * kLanes);
       UNROLL for (int i = 0; i < MR; ++i) {
-        const V x = Vec::set(rows[i / 3][i % 3 * a_stride + s]);
+        const V x = Terms::broadcast(rows[i / 3] + i % 3 * a_stride + s);
         UNROLL for (int j = 0; j < NV; ++j) acc[s][i][j] = Terms::add(x, b[j], acc[s][i][j]);
       }
     }
@@ -204,7 +206,7 @@ __attribute__((noinline)) void panel_tile(const S* a, int64_t a_stride, const S*
   if constexpr (kParts > 1) {
     for (int64_t rest = 0; k < terms; ++k, ++rest, panel += NV * kLanes) {
       UNROLL for (int i = 0; i < MR; ++i) {
-        const V x = Vec::set(rows[i / 3][i % 3 * a_stride + rest]);
+        const V x = Terms::broadcast(rows[i / 3] + i % 3 * a_stride + rest);
         UNROLL for (int j = 0; j < NV; ++j) acc[0][i][j] = Terms::add(x, Vec::load(panel + j * kLanes), acc[0][i][j]);
       }
     }

@@ -16,10 +16,11 @@ struct BackwardMemory {
   static constexpr int kStrip = PanelsOf<S>::kRows;  // rows of dW that a tile computes
   static constexpr int64_t kRowsOfInputs = 48;       // of dX for which a panel of W is packed
 
-  const bool as_words = Terms::operand_size(1, 1) > 0;  // dz is multiplied as words, not in its place
-  int64_t stride, x_stride, strips, strips_at_once;
+  static constexpr bool kPairs = Terms::kTerms > 1;
+  int64_t stride, dz_stride, x_stride, strips, strips_at_once;
   S* u;
   S* grad_h_n;  // (B)
+  S* sums;      // (B): those of a step's products, where dz is made of pairs; null where they are in dz's place
   S* last;      // (B): dz of the step behind the block
   S* dz;        // a block's, or two steps'
   S* strip;     // dz in strips of kStrip columns; null where it is multiplied in its place
@@ -30,7 +31,6 @@ struct BackwardMemory {
   S* rows;   // a thread's chunk of rows
   S* chunk;  // the same, of dz where that is kept for all steps
   int64_t chunk_stride;
-  S* words;  // a thread's: rows of dz, as they are multiplied
 
   BackwardMemory(const LayerBackward<T>& job, int thread, Memory<S>& memory) {
     const LayerBackwardParams<T>& p = job.p;
@@ -43,6 +43,7 @@ struct BackwardMemory {
     const int64_t threads = job.division.threads();
     const auto of_thread = [&](int64_t size) { return memory.take(size * threads) + size * thread; };
     stride = padded_stride<S>(H);
+    dz_stride = Terms::words_stride(H);
     x_stride = padded_stride<S>(I > H ? I : H);
     strips = (H + kStrip - 1) / kStrip;
     // Strips that are there at a time: all, but where they would take more than dz itself does.
@@ -52,10 +53,11 @@ struct BackwardMemory {
     };
     u = of_copy(steps ? panels_size<S>(H, Terms::words(H)) : 0);
     grad_h_n = memory.take(steps ? B * stride : 0);
-    last = memory.take(steps ? B * stride : 0);
+    sums = steps && kPairs ? memory.take(B * stride) : nullptr;
+    last = memory.take(steps ? B * dz_stride : 0);
     // Read in whole vectors, whatever their place.
-    dz = memory.take(all ? rows_of_block * stride + kWidth : steps ? 2 * B * stride : 0);
-    strip = weights && (as_words || !all) ? memory.take(strips_at_once * kStrip * words_of_block + kWidth) : nullptr;
+    dz = memory.take(all ? rows_of_block * dz_stride + kWidth : steps ? 2 * B * dz_stride : 0);
+    strip = weights && (kPairs || !all) ? memory.take(strips_at_once * kStrip * words_of_block + kWidth) : nullptr;
     const bool sums = all && sizeof(T) != sizeof(S) && p.steps.steps > job.division.steps_per_block;
     dw = memory.take(p.grad_weight_ih && sums ? H * padded<S>(I) : 0);
     du = memory.take(p.grad_weight_hh && sums ? H * padded<S>(H) : 0);
@@ -71,19 +73,18 @@ struct BackwardMemory {
     }
     const int64_t most_rows = steps ? kChunkRows : smaller(kRowsOfInputs, (rows_of_block + threads - 1) / threads);
     rows = of_thread(most_rows * x_stride);
-    words = of_thread(Terms::operand_size(steps && B > kChunkRows ? B : most_rows, H));
-    chunk_stride = stride;
-    chunk = steps || as_words ? rows : of_thread(most_rows * chunk_stride);  // dX may take the place of words alone
+    chunk_stride = dz_stride;
+    chunk = steps ? nullptr : of_thread(most_rows * chunk_stride);
   }
 
   static bool wants_weights(const LayerBackwardParams<T>& p) { return p.grad_weight_ih || p.grad_weight_hh; }
 };
 
-// dz = (dy + dh) · f'(h) in place of dh, for a step's rows of a group. What the next step reads of dy and h comes from
-// afar, and is on its way while dh is computed.
-template <Nonlinearity kind, typename T>
-void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end, acc_t<T>* dz,
-                 int64_t stride) {
+// dz = (dy + dh) · f'(h), perhaps in place of dh, for a step's rows of a group. What the next step reads of dy and h
+// comes from afar, and is on its way while dh is computed.
+template <Nonlinearity kind, typename Terms, typename T>
+void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, int64_t begin, int64_t end,
+                 const acc_t<T>* dh, int64_t dh_stride, acc_t<T>* dz, int64_t dz_stride) {
   using Vec = typename VecOf<T>::type;
   const int64_t H = p.weights.hidden_size, rows = walk.count(s), t = walk.time(s), next = walk.time(s > 0 ? s - 1 : s);
   for (int64_t b = 0; b < rows; ++b) {
@@ -92,7 +93,8 @@ void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, i
     };
     const T *const output = at(p.output, t), *const next_output = at(p.output, next);
     const T *const grad_output = at(p.grad_output, t), *const next_grad_output = at(p.grad_output, next);
-    acc_t<T>* const row = dz + b * stride;
+    const acc_t<T>* const row = dh + b * dh_stride;
+    auto* const kept = Terms::elements(dz + b * dz_stride);
     for (int64_t j = begin; j < end; j += Vec::kLanes) {
       const int64_t n = H - j;
       typename Vec::V grad = Vec::load(row + j);
@@ -102,7 +104,7 @@ void grad_z_step(const LayerBackwardParams<T>& p, const Walk& walk, int64_t s, i
         grad += load_strided<Vec>(grad_output + j * p.grad_output.col_stride, p.grad_output.col_stride, n);
       }
       const typename Vec::V h = n >= Vec::kLanes ? Vec::load(output + j) : Vec::load(output + j, n);
-      Vec::store(row + j, activation_grad<kind, Vec>(grad, h));
+      Terms::keep(kept + j, activation_grad<kind, Vec>(grad, h), n);
     }
   }
 }
@@ -234,13 +236,11 @@ class LayerBackwardPass {
     const Matrix<T>& W = p_.weights.weight_ih;
     const Share share = share_of(rows_of(0, p_.steps.steps), worker_.thread, threads_);
     load_dz(share.begin, share.end, 0, H_, m_.kRowsOfInputs, [&](int64_t, int64_t n, int64_t s, int64_t b) {
-      int64_t words_stride;
-      const S* words = Terms::operand(m_.chunk, m_.chunk_stride, n, H_, m_.words, &words_stride);
       for (int64_t col = 0; col < I_; col += kWidth) {
         Terms::pack(W.data + col * W.col_stride, W.row_stride, W.col_stride, H_, I_ - col, 0, 1, m_.w);
-        panel_product<Terms, S>(
-            {words, words_stride, m_.w, Terms::words(H_), nullptr, 0, m_.rows + col, m_.x_stride, padded<S>(I_ - col)},
-            n, 0, 1, Parts::kOne);
+        panel_product<Terms, S>({m_.chunk, m_.chunk_stride, m_.w, Terms::words(H_), nullptr, 0, m_.rows + col,
+                                 m_.x_stride, padded<S>(I_ - col)},
+                                n, 0, 1, Parts::kOne);
       }
       store_grad_inputs(n, s, b);
     });
@@ -265,7 +265,7 @@ class LayerBackwardPass {
       for (int64_t i = 0; i < n; ++i) {
         while (b == whole_.count(s)) ++s, b = 0;
         const T* const from = kept_dz_.at(p_.steps, whole_.time(s), b++) + col;
-        load_row(from, 1, size, 0, padded_size, m_.chunk + i * m_.chunk_stride);
+        load_row(from, 1, size, 0, padded_size, Terms::elements(m_.chunk + i * m_.chunk_stride));
       }
       f(row, n, first_step, first_row);
     }
@@ -281,33 +281,35 @@ class LayerBackwardPass {
     if (m_.w) {
       Terms::pack(W.data, W.row_stride, W.col_stride, H_, I_, input.first_panel, input.last_panel, m_.w);
     }
-    load_matrix(p_.grad_h_n, p_.steps, walk_.first_row, walk_.rows, H_, own_.begin, own_.end,
-                m_.grad_h_n + walk_.first_row * m_.stride, m_.stride);
+    load_matrix<Singles<T>>(p_.grad_h_n, p_.steps, walk_.first_row, walk_.rows, H_, own_.begin, own_.end,
+                            m_.grad_h_n + walk_.first_row * m_.stride, m_.stride);
   }
 
   // dz of the steps from `end` back to `first`. Returns how many rows they have in all.
   int64_t walk_back(int64_t first, int64_t end) {
     const bool keep = part_ == BackwardPart::kSteps;
     const int64_t rows_of_block = rows_of(first, end);
-    const S* behind = m_.last + walk_.first_row * m_.stride;
-    S* dz = m_.dz + rows_of_block * m_.stride;
+    const S* behind = m_.last + walk_.first_row * m_.dz_stride;
+    S* dz = m_.dz + rows_of_block * m_.dz_stride;
     for (int64_t s = end - 1; s >= first; --s) {
       if (keep) {
-        dz = m_.dz + s % 2 * p_.steps.batch * m_.stride;
+        dz = m_.dz + s % 2 * p_.steps.batch * m_.dz_stride;
       } else {
-        dz -= whole_.count(s) * m_.stride;
+        dz -= whole_.count(s) * m_.dz_stride;
       }
-      S* const own_rows = dz + walk_.first_row * m_.stride;
+      S* const own_rows = dz + walk_.first_row * m_.dz_stride;
+      S* const dh = m_.kPairs ? m_.sums + walk_.first_row * m_.stride : own_rows;
       const int64_t rows = walk_.count(s), going_on = walk_.going_on(s + 1);
       const S* const grad_h_n = m_.grad_h_n + walk_.first_row * m_.stride;
-      multiply_by_u(behind, going_on, own_rows, m_.stride);
+      multiply_by_u(behind, going_on, dh, m_.stride);
       for (int64_t b = going_on; b < rows; ++b) {
-        copy_row(grad_h_n + b * m_.stride, own_.begin, own_.end, own_rows + b * m_.stride);
+        copy_row(grad_h_n + b * m_.stride, own_.begin, own_.end, dh + b * m_.stride);
       }
-      with_kind(p_.weights.nonlinearity,
-                [&](auto kind) { grad_z_step<kind.value>(p_, walk_, s, own_.begin, own_.end, own_rows, m_.stride); });
+      with_kind(p_.weights.nonlinearity, [&](auto kind) {
+        grad_z_step<kind.value, Terms>(p_, walk_, s, own_.begin, own_.end, dh, m_.stride, own_rows, m_.dz_stride);
+      });
       for (int64_t b = 0; keep && b < rows; ++b) {
-        store_row(own_rows + b * m_.stride, H_, own_.begin, own_.end,
+        store_row(Terms::elements(own_rows + b * m_.dz_stride), H_, own_.begin, own_.end,
                   kept_dz_.at(p_.steps, whole_.time(s), walk_.first_row + b));
       }
       worker_.group->wait(member_);
@@ -316,7 +318,8 @@ class LayerBackwardPass {
     }
     if (first > 0) {
       for (int64_t b = 0; b < walk_.count(first); ++b) {
-        copy_row(behind + b * m_.stride, own_.begin, own_.end, m_.last + (walk_.first_row + b) * m_.stride);
+        copy_row(behind + b * m_.dz_stride, own_.begin / Terms::kTerms, Terms::words(own_.end),
+                 m_.last + (walk_.first_row + b) * m_.dz_stride);
       }
     }
     return rows_of_block;
@@ -324,9 +327,7 @@ class LayerBackwardPass {
 
   // c = dz U, in this worker's columns.
   void multiply_by_u(const S* dz, int64_t rows, S* c, int64_t c_stride) const {
-    int64_t words_stride;
-    const S* words = Terms::operand(dz, m_.stride, rows, H_, m_.words, &words_stride);
-    panel_product<Terms, S>({words, words_stride, m_.u, Terms::words(H_), nullptr, 0, c, c_stride, padded<S>(H_)}, rows,
+    panel_product<Terms, S>({dz, m_.dz_stride, m_.u, Terms::words(H_), nullptr, 0, c, c_stride, padded<S>(H_)}, rows,
                             own_.first_panel, own_.last_panel, parts_);
   }
 
@@ -335,7 +336,7 @@ class LayerBackwardPass {
     if (!p_.grad_hx) return;
     for (int64_t b = walk_.going_on(s), n; b < walk_.count(s); b += n) {
       n = smaller(kChunkRows, walk_.count(s) - b);
-      multiply_by_u(dz + b * m_.stride, n, m_.rows, m_.x_stride);
+      multiply_by_u(dz + b * m_.dz_stride, n, m_.rows, m_.x_stride);
       for (int64_t i = 0; i < n; ++i) {
         store_row(m_.rows + i * m_.x_stride, H_, own_.begin, own_.end,
                   p_.grad_hx + p_.steps.place(walk_.first_row + b + i) * H_);
@@ -347,7 +348,8 @@ class LayerBackwardPass {
     if (m_.strip == nullptr) return;
     const Share share = share_of(m_.strips, worker_.thread, threads_);
     for (int64_t i = share.begin; i < share.end; ++i) {
-      Terms::pack_strip(m_.dz + i * kStrip, m_.stride, rows, m_.strip + i * kStrip * Terms::words(rows));
+      Terms::pack_strip(m_.dz + i * kStrip / Terms::kTerms, m_.dz_stride, rows,
+                        m_.strip + i * kStrip * Terms::words(rows));
     }
   }
 
@@ -359,11 +361,9 @@ class LayerBackwardPass {
     while (s < end && b >= whole_.count(s)) b -= whole_.count(s++);
     for (int64_t row = share.begin, n; row < share.end; row += n) {
       n = smaller(kChunkRows, share.end - row);
-      int64_t words_stride;
-      const S* words = Terms::operand(m_.dz + row * m_.stride, m_.stride, n, H_, m_.words, &words_stride);
-      panel_product<Terms, S>(
-          {words, words_stride, m_.w, Terms::words(H_), nullptr, 0, m_.rows, m_.x_stride, padded<S>(I_)}, n, 0,
-          panel_count<S>(I_), Parts::kOne);
+      panel_product<Terms, S>({m_.dz + row * m_.dz_stride, m_.dz_stride, m_.w, Terms::words(H_), nullptr, 0, m_.rows,
+                               m_.x_stride, padded<S>(I_)},
+                              n, 0, panel_count<S>(I_), Parts::kOne);
       store_grad_inputs(n, s, b);
     }
   }
@@ -380,7 +380,7 @@ class LayerBackwardPass {
     if (!p_.grad_bias) return;
     const Share share = share_of(padded<S>(H_) / kLanes, worker_.thread, threads_);
     for (int64_t v = share.begin; v < share.end; ++v) {
-      add_up(m_.dz + v * kLanes, m_.stride, rows, end == p_.steps.steps, m_.db + v * kLanes);
+      add_up(m_.dz + v * kLanes / Terms::kTerms, m_.dz_stride, rows, end == p_.steps.steps, m_.db + v * kLanes);
       if (first == 0) store_row(m_.db, H_, v * kLanes, (v + 1) * kLanes, p_.grad_bias);
     }
   }
@@ -401,9 +401,9 @@ class LayerBackwardPass {
     typename Vec::V sums[4] = {Vec::zero(), Vec::zero(), Vec::zero(), Vec::zero()};
     int64_t r = 0;
     for (; r + 4 <= rows; r += 4) {
-      UNROLL for (int i = 0; i < 4; ++i) sums[i] += Vec::load(dz + (r + i) * stride);
+      UNROLL for (int i = 0; i < 4; ++i) sums[i] += Vec::load(Terms::elements(dz + (r + i) * stride));
     }
-    for (; r < rows; ++r) sums[0] += Vec::load(dz + r * stride);
+    for (; r < rows; ++r) sums[0] += Vec::load(Terms::elements(dz + r * stride));
     const typename Vec::V sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
     Vec::store(db, first ? sum : Vec::load(db) + sum);
   }
@@ -482,7 +482,7 @@ class LayerBackwardPass {
     for (int64_t i = strips.begin; i < strips.end; ++i) {
       const int64_t row = (first_strip + i) * kStrip;
       const WeightsOperand<S> strip = m_.strip ? WeightsOperand<S>{m_.strip + i * kStrip * words, kStrip}
-                                               : WeightsOperand<S>{m_.dz + row, m_.stride};
+                                               : WeightsOperand<S>{m_.dz + row, m_.dz_stride};
       WeightsTile<T> to = {.sums = sums + row * padded<S>(size) + col,
                            .sums_stride = padded<S>(size),
                            .first = end == p_.steps.steps,
@@ -536,7 +536,7 @@ void layer_backward(const LayerBackward<T>& job, const Worker& worker) {
 }
 
 template <typename T, typename Terms>
-constexpr LayerKernels<T> layer_kernels() {
+LayerKernels<T> layer_kernels(int64_t /*hidden_size*/) {
   return {&memory_of<ForwardMemory<T, Terms>, LayerForward<T>>, &layer_forward<T, Terms>,
           &memory_of<BackwardMemory<T, Terms>, LayerBackward<T>>, &layer_backward<T, Terms>};
 }

@@ -156,7 +156,7 @@ void rnn_layer_forward(const LayerForwardParams<T>& p) {
   const int64_t block = std::min(p.steps.steps, std::max<int64_t>(kForwardRows / B, 1));
   const bool own = own_weights<T>(threads, p.weights);
   LayerForward<T> job = {p, {threads.groups, threads.members, rows.data(), block, own}, nullptr};
-  const LayerKernels<T>& layer = kernels<T>().layer;
+  const LayerKernels<T> layer = kernels<T>().layer(H);
   run_within_memory(job, layer.forward_memory, layer.forward);
 }
 
@@ -183,7 +183,7 @@ void rnn_layer_backward(LayerBackwardParams<T>& p, const std::function<void()>& 
   const bool in_parts = weights_are_large<T>(I, H) && p.steps.steps * B <= kRowsInParts;
   const int64_t block = in_parts ? p.steps.steps : std::min(p.steps.steps, std::max<int64_t>(kBackwardRows / B, 1));
   const Division division = {threads.groups, threads.members, rows.data(), block, own_weights<T>(threads, p.weights)};
-  const LayerKernels<T>& layer = kernels<T>().layer;
+  const LayerKernels<T> layer = kernels<T>().layer(H);
   const auto run_part = [&](BackwardPart part, const Rows<T>& dz) {
     LayerBackward<T> job = {p, division, nullptr, part, dz};
     run_within_memory(job, layer.backward_memory, layer.backward);

@@ -44,6 +44,17 @@ int64_t distance_of_rows(const Rows<const T>& rows, const Walk& walk) {
   return rows.step_stride == steps.batch * rows.row_stride ? rows.row_stride : 0;
 }
 
+// Rows of so many terms, so far apart, as words where they lie; null if they are not such.
+template <typename Terms, typename T>
+const acc_t<T>* words_in_place(const T* rows, int64_t terms, int64_t distance) {
+  if constexpr (sizeof(T) == sizeof(typename Terms::Element)) {
+    if ((terms | distance) % Terms::kTerms != 0) return nullptr;
+    if (reinterpret_cast<uintptr_t>(rows) % sizeof(acc_t<T>) != 0) return nullptr;
+    return reinterpret_cast<const acc_t<T>*>(rows);
+  }
+  return nullptr;
+}
+
 // The part of a worker's columns of a row, as panels and as elements.
 template <typename S>
 struct Columns {
@@ -99,15 +110,16 @@ INLINE typename Vec::V store_rounded(T* to, typename Vec::V v, int64_t n) {
   return v;
 }
 
-// Rows of a (B, N) matrix in the data's order, or zeros for an absent one.
-template <typename T>
+// Rows of a (B, N) matrix in the data's order, or zeros for an absent one: as words.
+template <typename Terms, typename T>
 void load_matrix(const Matrix<T>& m, const Steps& steps, int64_t first_row, int64_t rows, int64_t size, int64_t begin,
                  int64_t end, acc_t<T>* to, int64_t to_stride) {
-  for (int64_t b = 0; b < rows; ++b) {
+  for (int64_t b = 0; b < rows; ++b, to += to_stride) {
+    auto* const row = Terms::elements(to);
     if (m.data) {
-      load_row(m.data + steps.place(first_row + b) * m.row_stride, m.col_stride, size, begin, end, to + b * to_stride);
+      load_row(m.data + steps.place(first_row + b) * m.row_stride, m.col_stride, size, begin, end, row);
     } else {
-      for (int64_t j = begin; j < end; ++j) to[b * to_stride + j] = 0;
+      for (int64_t j = begin; j < end; ++j) row[j] = 0;
     }
   }
 }

@@ -35,12 +35,17 @@ RNN_EXT_TARGET_END
 namespace rnn_ext::cpu {
 namespace {
 
+LayerKernels<c10::BFloat16> layer_by_pairs(int64_t hidden_size) {
+  if (!pairs_pay_in_steps(hidden_size)) return kernels_avx512().bf16.layer(hidden_size);
+  return layer_kernels<c10::BFloat16, Pairs>(hidden_size);
+}
+
 KernelTable make_table() {
   KernelTable table = kernels_avx512();
   table.capability = "avx512_bf16";
   table.bf16.forward = &forward_by_pairs;
   table.bf16.product = &product_by_pairs;
-  table.bf16.layer = layer_kernels<c10::BFloat16, Pairs>();
+  table.bf16.layer = &layer_by_pairs;
   return table;
 }
 

@@ -19,5 +19,5 @@
 
 template <typename T>
 constexpr Kernels<T> kernels() {
-  return {&forward<T>, &epilogue<T>, &grad_z<T>, &product<T>, layer_kernels<T, Singles<T>>()};
+  return {&forward<T>, &epilogue<T>, &grad_z<T>, &product<T>, &layer_kernels<T, Singles<T>>};
 }
