@@ -475,7 +475,7 @@ class LayerBackwardPass {
     }
   }
 
-  // Sums of more terms than a block has are formed run by run.
+  // Sums are formed run by run, each in registers.
   void weights_panel(const WeightsOperand<S>& panel, S* sums, T* gradient, int64_t size, int64_t col, int vectors,
                      int64_t first_strip, const Share& strips, int64_t first, int64_t end, int64_t rows) {
     const int64_t words = Terms::words(rows);
@@ -485,8 +485,8 @@ class LayerBackwardPass {
                                                : WeightsOperand<S>{m_.dz + row, m_.dz_stride};
       WeightsTile<T> to = {.sums = sums + row * padded<S>(size) + col,
                            .sums_stride = padded<S>(size),
-                           .first = end == p_.steps.steps,
-                           .last = first == 0,
+                           .first = false,
+                           .last = false,
                            .gradient = gradient + row * size + col,
                            .stride = size,
                            .rows = H_ - row,
@@ -499,17 +499,15 @@ class LayerBackwardPass {
         vectors == 2 ? weights_tile<Terms, 2>(strip.from(begin), panel.from(begin), n, to)
                      : weights_tile<Terms, 1>(strip.from(begin), panel.from(begin), n, to);
       };
-      if (part_ == BackwardPart::kAll) {
-        add_terms(0, words);
-        continue;
-      }
       alignas(64) S tile[kStrip * kWidth];
-      to.sums = tile;
-      to.sums_stride = kWidth;
+      if (part_ == BackwardPart::kWeights) {
+        to.sums = tile;
+        to.sums_stride = kWidth;
+      }
       for (int64_t begin = 0, n; begin < words; begin += n) {
         n = smaller(kWeightsRun, words - begin);
-        to.first = begin == 0;
-        to.last = begin + n == words;
+        to.first = begin == 0 && end == p_.steps.steps;
+        to.last = begin + n == words && first == 0;
         add_terms(begin, n);
       }
     }

@@ -26,6 +26,8 @@ constexpr int64_t kSerialStep = 1 << 14;
 constexpr int64_t kMostThreads = 64;
 // Rows of a block of steps: enough for the products with X and dZ to run at full speed, few enough for the L2 cache.
 constexpr int64_t kForwardRows = 384, kBackwardRows = 256;
+// Sums of large weights' gradients come from memory for each block, and go back there.
+constexpr int64_t kBackwardRowsOfLargeWeights = 512;
 // Rows of a sequence with large weights up to which its backward pass goes in parts, for the sake of memory.
 constexpr int64_t kRowsInParts = 2048;
 // Bytes of U from which threads had better share its columns than each read all of it.
@@ -180,8 +182,9 @@ void rnn_layer_backward(LayerBackwardParams<T>& p, const std::function<void()>& 
   }
   const Threads threads = choose_threads(p.steps, I, H, sizeof(acc_t<T>));
   const auto rows = divide_rows(p.steps, threads.groups);
+  const int64_t rows_of_block = weights_are_large<T>(I, H) ? kBackwardRowsOfLargeWeights : kBackwardRows;
   const bool in_parts = weights_are_large<T>(I, H) && p.steps.steps * B <= kRowsInParts;
-  const int64_t block = in_parts ? p.steps.steps : std::min(p.steps.steps, std::max<int64_t>(kBackwardRows / B, 1));
+  const int64_t block = in_parts ? p.steps.steps : std::min(p.steps.steps, std::max<int64_t>(rows_of_block / B, 1));
   const Division division = {threads.groups, threads.members, rows.data(), block, own_weights<T>(threads, p.weights)};
   const LayerKernels<T> layer = kernels<T>().layer(H);
   const auto run_part = [&](BackwardPart part, const Rows<T>& dz) {
