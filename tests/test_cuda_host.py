@@ -60,6 +60,15 @@ def test_kernels(part: str, variant: build.Variant) -> None:
     check_run(build.kernels_program(variant), variant, "--seeds", str(SEEDS[variant.name]), part)
 
 
+def test_what_sanitizers_do_not_see_of_bfloat16_they_see_of_half() -> None:
+    everything = set(build.kernel_sources(build.PLAIN))
+    assert everything == {*build.KERNELS.rglob("*.cu"), *build.KERNELS.rglob("*.cpp")}
+    for variant in (build.ASAN, build.TSAN):
+        seen = set(build.kernel_sources(variant))
+        assert seen < everything
+        assert {f.with_name(f.name.replace("_bfloat16.", "_half.")) for f in everything - seen} <= seen
+
+
 # ---- tests of the tests: each planted fault is caught, by these builds at least ------------------------------------
 
 # fault: (tests to run, {build: what its report must say}). The plain build says which element is wrong or what was

@@ -47,7 +47,13 @@ class Variant:
     define: tuple[str, ...]  # for the runtime too
     flags: tuple[str, ...]
     environment: tuple[tuple[str, str], ...] = ()
+    dtypes: tuple[str, ...] = ()  # of its kernels, where those are not all
 
+
+# bfloat16's kernels access memory and wait as half's do, or those of float with operands of 16 bits, which
+# test_mainloop.cpp has. They differ in conversions and products, which the plain build compares; for the sanitizers,
+# they would be a sixth of what there is to compile, and as much to run.
+WITHOUT_BFLOAT16 = ("float", "double", "__half")
 
 PLAIN = Variant("plain", (), ("-O2",))
 # Of what is undefined, not what AddressSanitizer reports as well, at the access: pointers, checked wherever they are
@@ -60,9 +66,16 @@ ASAN = Variant(
         "-fno-sanitize=null,object-size,pointer-overflow",
     ),
     (("ASAN_OPTIONS", "detect_leaks=0:allocator_may_return_null=1"), ("UBSAN_OPTIONS", "print_stacktrace=1")),
+    WITHOUT_BFLOAT16,
 )
 # -O2: at -O1 accumulators stay in memory, and every access to them is then checked, twenty times slower.
-TSAN = Variant("tsan", ("-DEMU_TSAN",), ("-O2", "-fsanitize=thread"), (("TSAN_OPTIONS", "halt_on_error=1"),))
+TSAN = Variant(
+    "tsan",
+    ("-DEMU_TSAN",),
+    ("-O2", "-fsanitize=thread"),
+    (("TSAN_OPTIONS", "halt_on_error=1"),),
+    WITHOUT_BFLOAT16,
+)
 VARIANTS = {v.name: v for v in (PLAIN, ASAN, TSAN)}
 
 
@@ -173,7 +186,10 @@ def build_runtime(variant: Variant) -> list[Path]:
 
 def kernel_flags(variant: Variant) -> list[str]:
     """For what runs as CUDA code. Registers start out as a pattern that no sum survives, not as zero."""
-    return [*variant.flags, *variant.define, *WARNINGS, "-ftrivial-auto-var-init=pattern"]
+    flags = [*variant.flags, *variant.define, *WARNINGS, "-ftrivial-auto-var-init=pattern"]
+    if variant.dtypes:
+        flags.append(f"-DRNN_EXT_FOR_EACH_DTYPE(f)={' '.join(f'f({dtype})' for dtype in variant.dtypes)}")
+    return flags
 
 
 def build_program(name: str, variant: Variant, sources: list[Path]) -> Path:
@@ -200,15 +216,17 @@ def launch_program() -> Path:
     return output
 
 
-def kernel_sources() -> list[Path]:
-    """The kernels and their launchers."""
-    return sorted([*KERNELS.rglob("*.cu"), *KERNELS.rglob("*.cpp")])
+def kernel_sources(variant: Variant) -> list[Path]:
+    """The kernels of the variant's dtypes, and their launchers."""
+    sources = sorted([*KERNELS.rglob("*.cu"), *KERNELS.rglob("*.cpp")])
+    instances = tuple(f"_{dtype.removeprefix('__')}.cu" for dtype in variant.dtypes)
+    return [f for f in sources if f.parent.name != "instances" or not instances or f.name.endswith(instances)]
 
 
 def kernels_program(variant: Variant) -> Path:
     """The tests of the project's kernels."""
     tests = [TESTS / f"test_{part}.cpp" for part in ("kernels", "mainloop", "backward_plan", "recurrence")]
-    sources = [*tests, *kernel_sources()]
+    sources = [*tests, *kernel_sources(variant)]
     return build_program("test_kernels", variant, sources)
 
 
@@ -222,7 +240,7 @@ def torch_operators() -> Path:
     # Another torch may stand at the same place: its version makes the object another one.
     torch_flags += ["-O1", "-std=c++20", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", f"-DTORCH_VERSION_IS={torch.__version__}"]
     objects = build_runtime(PLAIN)
-    objects += build_objects(kernel_sources(), kernel_flags(PLAIN))
+    objects += build_objects(kernel_sources(PLAIN), kernel_flags(PLAIN))
     of_torch = [FIXTURES / "torch_ops.cpp", CSRC / "operators" / "checks.cpp", CSRC / "sequence" / "arguments.cpp"]
     objects += [build_object(f, torch_flags) for f in of_torch]
     key = hashlib.sha256("\0".join(o.name for o in objects).encode()).hexdigest()[:20]

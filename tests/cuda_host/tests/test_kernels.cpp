@@ -450,17 +450,19 @@ TEST(forward_as_launched) {
   test_launched<float>("tiled", h100, odd);
   test_launched<double>("tiled", a100, odd);
   test_launched<__half>("tiled", h100, even);
-  test_launched<__nv_bfloat16>("tiled", a100, even);
   test_launched<__half>("staged", h100, odd);
-  test_launched<__nv_bfloat16>("staged", a100, odd);
   test_launched<float>("staged", t4, odd);
   test_launched<double>("staged", t4, odd);
   test_launched<__half>("staged", t4, even);
-  test_launched<__nv_bfloat16>("staged", t4, odd);
   test_launched<__half>("wgmma", two_of_h100, large);
-  test_launched<__nv_bfloat16>("wgmma", two_of_h100, large);
   test_launched<float>("3xtf32", two_of_h100, deep);
   test_launched<float>("wgmma_tf32", two_of_h100, deep, /*tf32=*/true);
+  if constexpr (check::is_built<__nv_bfloat16>) {
+    test_launched<__nv_bfloat16>("tiled", a100, even);
+    test_launched<__nv_bfloat16>("staged", a100, odd);
+    test_launched<__nv_bfloat16>("staged", t4, odd);
+    test_launched<__nv_bfloat16>("wgmma", two_of_h100, large);
+  }
 }
 
 // Batches up to each size that is compiled, K around whole rounds of loads and vectors, aligned and not, and few enough
@@ -563,18 +565,10 @@ void test_wgmma_tf32(const std::string& name, int most_splits) {
 }
 
 const bool registered_by_name = [] {
-  check::tests().push_back({"forward_gemv", [] {
-                              test_gemv<float>();
-                              test_gemv<double>();
-                              test_gemv<__half>();
-                              test_gemv<__nv_bfloat16>();
-                            }});
-  check::tests().push_back({"forward_cublas", [] {
-                              test_cublas<float>();
-                              test_cublas<double>();
-                              test_cublas<__half>();
-                              test_cublas<__nv_bfloat16>();
-                            }});
+  check::tests().push_back(
+      {"forward_gemv", [] { check::for_each_dtype([](auto zero) { test_gemv<decltype(zero)>(); }); }});
+  check::tests().push_back(
+      {"forward_cublas", [] { check::for_each_dtype([](auto zero) { test_cublas<decltype(zero)>(); }); }});
   static std::vector<std::string> names;  // for check::Test, which keeps a pointer
   for (const ForwardTiledKernel& k : kForwardTiled) {
     const std::string name = std::string("forward_") + k.name;
@@ -587,10 +581,7 @@ const bool registered_by_name = [] {
     check::tests().push_back({name.c_str(), [&name] {
                                 for (const ForwardTiledKernel& k : kForwardTiled) {
                                   if (std::string("forward_") + k.name != name) continue;
-                                  test_tiled<float>(k);
-                                  test_tiled<double>(k);
-                                  test_tiled<__half>(k);
-                                  test_tiled<__nv_bfloat16>(k);
+                                  check::for_each_dtype([&k](auto zero) { test_tiled<decltype(zero)>(k); });
                                 }
                                 for (const ForwardWgmmaKernel& k : kForwardWgmma) {
                                   if (std::string("forward_") + k.name == name) test_wgmma_tf32(k.name, k.most_splits);
@@ -609,17 +600,12 @@ const bool registered = [] {
   for (size_t i = 0; i < std::size(kForwardKernels<float>); ++i) {
     if (kForwardKernels<float>[i].takes == nullptr) continue;
     check::tests().push_back({kForwardKernels<float>[i].name, [i] {
-                                test_aligned_forward<float>(i);
-                                test_aligned_forward<__half>(i);
-                                test_aligned_forward<__nv_bfloat16>(i);
+                                check::for_each_dtype([i](auto zero) { test_aligned_forward<decltype(zero)>(i); });
                               }});
   }
   for (size_t i = 0; i < std::size(kBackwardKernels<float>); ++i) {
     check::tests().push_back({kBackwardKernels<float>[i].name, [i] {
-                                test_all_backward<float>(i);
-                                test_all_backward<double>(i);
-                                test_all_backward<__half>(i);
-                                test_all_backward<__nv_bfloat16>(i);
+                                check::for_each_dtype([i](auto zero) { test_all_backward<decltype(zero)>(i); });
                               }});
   }
   return true;

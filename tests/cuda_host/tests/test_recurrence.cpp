@@ -493,12 +493,8 @@ TEST(recurrence_previous_states) {
 // One test a kernel of kernels.h, over all dtypes.
 const bool registered = [] {
   for (size_t i = 0; i < std::size(kRecurrenceKernels<float>); ++i) {
-    check::tests().push_back({kRecurrenceKernels<float>[i].name, [i] {
-                                test_all<float>(i);
-                                test_all<double>(i);
-                                test_all<__half>(i);
-                                test_all<__nv_bfloat16>(i);
-                              }});
+    check::tests().push_back({kRecurrenceKernels<float>[i].name,
+                              [i] { check::for_each_dtype([i](auto zero) { test_all<decltype(zero)>(i); }); }});
   }
   return true;
 }();
