@@ -1,7 +1,15 @@
-// Panels of bfloat16 for vdpbf16ps: words are pairs of neighbouring terms (pairs-inl.h says what the instruction does).
-// What it multiplies is rounded to bfloat16, so dz is too, as the input of PyTorch's own products; sums are in float32.
-// Words are pairs of a row's neighbours, so that rows of bfloat16 are words as they lie.
+// Panels of bfloat16 for vdpbf16ps: words are pairs of neighbouring terms (pairs-inl.h says what the instruction does),
+// so that rows of bfloat16 are words as they lie. What it multiplies is rounded to bfloat16, so dz is too, as the input
+// of PyTorch's own products; sums are in float32.
 #pragma once
+
+// 32 elements so far apart; zeros where there are fewer than that.
+INLINE __m512i load32(const BFloat16* p, int64_t stride, int64_t n) {
+  if (stride == 1) return load32(p, n);
+  alignas(64) BFloat16 buffer[32] = {};
+  for (int64_t j = 0; j < smaller(n, 32); ++j) buffer[j] = p[j * stride];
+  return _mm512_load_si512(buffer);
+}
 
 struct Pairs {
   using S = float;
@@ -73,11 +81,7 @@ struct Pairs {
 
    private:
     INLINE __m512i load(const BFloat16* row) const {
-      if (row == nullptr) return _mm512_setzero_si512();
-      if (col_stride_ == 1) return load32(row, cols_);
-      alignas(64) BFloat16 buffer[32] = {};
-      for (int64_t j = 0; j < smaller(cols_, 32); ++j) buffer[j] = row[j * col_stride_];
-      return _mm512_load_si512(buffer);
+      return row ? load32(row, col_stride_, cols_) : _mm512_setzero_si512();
     }
 
     INLINE void store(__m512i odd) {
@@ -124,13 +128,7 @@ struct Pairs {
 // Rows that stay in bfloat16, as in rows-inl.h.
 INLINE void load_row(const BFloat16* from, int64_t stride, int64_t size, int64_t begin, int64_t end, BFloat16* to) {
   for (int64_t j = begin; j < end; j += 32) {
-    if (stride == 1) {
-      _mm512_storeu_si512(to + j, load32(from + j, size - j));
-      continue;
-    }
-    alignas(64) BFloat16 buffer[32] = {};
-    for (int64_t i = 0; i < smaller(size - j, 32); ++i) buffer[i] = from[(j + i) * stride];
-    _mm512_storeu_si512(to + j, _mm512_load_si512(buffer));
+    _mm512_storeu_si512(to + j, load32(from + j * stride, stride, size - j));
   }
 }
 

@@ -32,7 +32,4 @@ constexpr int64_t rows_in_panels(int64_t batch, int64_t hidden_size, PanelShape 
 constexpr int64_t kFewestForPairs = 8;
 constexpr bool pairs_pay(int64_t rows, int64_t terms) { return rows >= kFewestForPairs && terms >= kFewestForPairs; }
 
-// Sequences. Rows shorter than a vector are computed several at once, which pairs don't allow.
-constexpr bool pairs_pay_in_steps(int64_t hidden_size) { return hidden_size >= 16; }
-
 }  // namespace rnn_ext::cpu

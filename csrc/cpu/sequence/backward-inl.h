@@ -16,11 +16,10 @@ struct BackwardMemory {
   static constexpr int kStrip = PanelsOf<S>::kRows;  // rows of dW that a tile computes
   static constexpr int64_t kRowsOfInputs = 48;       // of dX for which a panel of W is packed
 
-  static constexpr bool kPairs = Terms::kTerms > 1;
   int64_t stride, dz_stride, x_stride, strips, strips_at_once;
   S* u;
   S* grad_h_n;  // (B)
-  S* sums;      // (B): those of a step's products, where dz is made of pairs; null where they are in dz's place
+  S* dh;        // (B): a step's, where dz is kept as pairs; null where it is in dz's place
   S* last;      // (B): dz of the step behind the block
   S* dz;        // a block's, or two steps'
   S* strip;     // dz in strips of kStrip columns; null where it is multiplied in its place
@@ -53,7 +52,8 @@ struct BackwardMemory {
     };
     u = of_copy(steps ? panels_size<S>(H, Terms::words(H)) : 0);
     grad_h_n = memory.take(steps ? B * stride : 0);
-    sums = steps && kPairs ? memory.take(B * stride) : nullptr;
+    constexpr bool kPairs = Terms::kTerms > 1;
+    dh = steps && kPairs ? memory.take(B * stride) : nullptr;
     last = memory.take(steps ? B * dz_stride : 0);
     // Read in whole vectors, whatever their place.
     dz = memory.take(all ? rows_of_block * dz_stride + kWidth : steps ? 2 * B * dz_stride : 0);
@@ -298,7 +298,7 @@ class LayerBackwardPass {
         dz -= whole_.count(s) * m_.dz_stride;
       }
       S* const own_rows = dz + walk_.first_row * m_.dz_stride;
-      S* const dh = m_.kPairs ? m_.sums + walk_.first_row * m_.stride : own_rows;
+      S* const dh = m_.dh ? m_.dh + walk_.first_row * m_.stride : own_rows;
       const int64_t rows = walk_.count(s), going_on = walk_.going_on(s + 1);
       const S* const grad_h_n = m_.grad_h_n + walk_.first_row * m_.stride;
       multiply_by_u(behind, going_on, dh, m_.stride);
@@ -485,8 +485,6 @@ class LayerBackwardPass {
                                                : WeightsOperand<S>{m_.dz + row, m_.dz_stride};
       WeightsTile<T> to = {.sums = sums + row * padded<S>(size) + col,
                            .sums_stride = padded<S>(size),
-                           .first = false,
-                           .last = false,
                            .gradient = gradient + row * size + col,
                            .stride = size,
                            .rows = H_ - row,
@@ -495,10 +493,6 @@ class LayerBackwardPass {
         to.sums = to.gradient;
         to.sums_stride = size;
       }
-      const auto add_terms = [&](int64_t begin, int64_t n) {
-        vectors == 2 ? weights_tile<Terms, 2>(strip.from(begin), panel.from(begin), n, to)
-                     : weights_tile<Terms, 1>(strip.from(begin), panel.from(begin), n, to);
-      };
       alignas(64) S tile[kStrip * kWidth];
       if (part_ == BackwardPart::kWeights) {
         to.sums = tile;
@@ -508,7 +502,8 @@ class LayerBackwardPass {
         n = smaller(kWeightsRun, words - begin);
         to.first = begin == 0 && end == p_.steps.steps;
         to.last = begin + n == words && first == 0;
-        add_terms(begin, n);
+        vectors == 2 ? weights_tile<Terms, 2>(strip.from(begin), panel.from(begin), n, to)
+                     : weights_tile<Terms, 1>(strip.from(begin), panel.from(begin), n, to);
       }
     }
   }

@@ -3,8 +3,13 @@
 // next step reads it, however the output's rows lie. Where pairs are multiplied, h_t leaves z for a state of its own.
 //
 // So do rows shorter than a vector (narrow ones), which lie next to each other there: then f, most of such a step's
-// work, is computed for several rows at once.
+// work, is computed for several rows at once. They have no pairs.
 #pragma once
+
+template <typename S>
+constexpr bool is_narrow(int64_t hidden_size) {
+  return hidden_size < PanelsOf<S>::kLanes;
+}
 
 template <typename T, typename Terms>
 struct ForwardMemory {
@@ -25,7 +30,7 @@ struct ForwardMemory {
     const int64_t I = p.weights.input_size, H = p.weights.hidden_size, B = p.steps.batch;
     stride = padded_stride<S>(H);
     x_stride = Terms::words_stride(I);
-    narrow = H < PanelsOf<S>::kLanes;  // never of pairs
+    narrow = is_narrow<S>(H);
     in_place = Terms::kTerms == 1 && !narrow;
     h_stride = narrow ? H : Terms::words_stride(H);
     const int64_t first_row = division.rows[thread / division.members];

@@ -182,8 +182,9 @@ void rnn_layer_backward(LayerBackwardParams<T>& p, const std::function<void()>& 
   }
   const Threads threads = choose_threads(p.steps, I, H, sizeof(acc_t<T>));
   const auto rows = divide_rows(p.steps, threads.groups);
-  const int64_t rows_of_block = weights_are_large<T>(I, H) ? kBackwardRowsOfLargeWeights : kBackwardRows;
-  const bool in_parts = weights_are_large<T>(I, H) && p.steps.steps * B <= kRowsInParts;
+  const bool large = weights_are_large<T>(I, H);
+  const int64_t rows_of_block = large ? kBackwardRowsOfLargeWeights : kBackwardRows;
+  const bool in_parts = large && p.steps.steps * B <= kRowsInParts;
   const int64_t block = in_parts ? p.steps.steps : std::min(p.steps.steps, std::max<int64_t>(rows_of_block / B, 1));
   const Division division = {threads.groups, threads.members, rows.data(), block, own_weights<T>(threads, p.weights)};
   const LayerKernels<T> layer = kernels<T>().layer(H);

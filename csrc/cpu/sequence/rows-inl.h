@@ -6,7 +6,7 @@ constexpr int64_t kChunkRows = 96;  // of a product with X or dZ: they stay in t
 
 // How many times the data's own memory it takes as it is multiplied.
 template <typename T, typename Terms>
-constexpr int64_t kExpansion = Terms::words(2) * sizeof(acc_t<T>) / (2 * sizeof(T));
+constexpr int64_t kExpansion = sizeof(acc_t<T>) / (Terms::kTerms * sizeof(T));
 
 // From 0 to size in equal shares.
 struct Share {

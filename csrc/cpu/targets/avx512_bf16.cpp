@@ -36,7 +36,7 @@ namespace rnn_ext::cpu {
 namespace {
 
 LayerKernels<c10::BFloat16> layer_by_pairs(int64_t hidden_size) {
-  if (!pairs_pay_in_steps(hidden_size)) return kernels_avx512().bf16.layer(hidden_size);
+  if (is_narrow<float>(hidden_size)) return kernels_avx512().bf16.layer(hidden_size);
   return layer_kernels<c10::BFloat16, Pairs>(hidden_size);
 }
 
