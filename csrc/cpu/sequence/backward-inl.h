@@ -20,8 +20,7 @@ struct BackwardMemory {
   S* u;
   S* grad_h_n;  // (B)
   S* dh;        // (B): a step's, where dz is kept as pairs; null where it is in dz's place
-  S* last;      // (B): dz of the step behind the block
-  S* dz;        // a block's, or two steps'
+  S* dz[2];     // of this block and the one behind it, or of this step and the one behind it
   S* strip;     // dz in strips of kStrip columns; null where it is multiplied in its place
   S *dw, *du;   // (H, I) and (H, H), padded
   S* db;
@@ -36,7 +35,7 @@ struct BackwardMemory {
     constexpr int kWidth = PanelsOf<S>::kWidth;
     const int64_t I = p.weights.input_size, H = p.weights.hidden_size, B = p.steps.batch;
     const int64_t rows_of_block = B * job.division.steps_per_block, words_of_block = Terms::words(rows_of_block);
-    const bool all = job.part == BackwardPart::kAll;
+    const bool all = job.part == BackwardPart::kAll, blocks = p.steps.steps > job.division.steps_per_block;
     const bool steps = all || job.part == BackwardPart::kSteps, inputs = all || job.part == BackwardPart::kInputs;
     const bool weights = wants_weights(p) && (all || job.part == BackwardPart::kWeights);
     const int64_t threads = job.division.threads();
@@ -54,11 +53,12 @@ struct BackwardMemory {
     grad_h_n = memory.take(steps ? B * stride : 0);
     constexpr bool kPairs = Terms::kTerms > 1;
     dh = steps && kPairs ? memory.take(B * stride) : nullptr;
-    last = memory.take(steps ? B * dz_stride : 0);
-    // Read in whole vectors, whatever their place.
-    dz = memory.take(all ? rows_of_block * dz_stride + kWidth : steps ? 2 * B * dz_stride : 0);
+    // A block's is read in whole vectors, whatever their place.
+    const int64_t dz_size = all ? rows_of_block * dz_stride + kWidth : steps ? B * dz_stride : 0;
+    dz[0] = memory.take(dz_size);
+    dz[1] = memory.take(all && !blocks ? 0 : dz_size);
     strip = weights && (kPairs || !all) ? memory.take(strips_at_once * kStrip * words_of_block + kWidth) : nullptr;
-    const bool sums = all && sizeof(T) != sizeof(S) && p.steps.steps > job.division.steps_per_block;
+    const bool sums = all && blocks && sizeof(T) != sizeof(S);
     dw = memory.take(p.grad_weight_ih && sums ? H * padded<S>(I) : 0);
     du = memory.take(p.grad_weight_hh && sums ? H * padded<S>(H) : 0);
     db = memory.take(p.grad_bias ? panel_count<S>(H) * kWidth : 0);
@@ -199,6 +199,8 @@ class LayerBackwardPass {
       walk_back(0, p_.steps.steps);
       return;
     }
+    // What follows from a block's dz is not waited for: another thread may be at it while this one walks on, and a
+    // block's dz therefore stays until all have walked through the next.
     for (int64_t end = p_.steps.steps; end > 0; end -= division_.steps_per_block) {
       const int64_t first = end > division_.steps_per_block ? end - division_.steps_per_block : 0;
       const int64_t rows = walk_back(first, end);
@@ -208,7 +210,6 @@ class LayerBackwardPass {
       grad_bias(first, end, rows);
       if (m_.strip) worker_.all->wait(worker_.thread);
       grad_weights(first, end, rows, {0, m_.strips});
-      worker_.all->wait(worker_.thread);
     }
   }
 
@@ -289,11 +290,11 @@ class LayerBackwardPass {
   int64_t walk_back(int64_t first, int64_t end) {
     const bool keep = part_ == BackwardPart::kSteps;
     const int64_t rows_of_block = rows_of(first, end);
-    const S* behind = m_.last + walk_.first_row * m_.dz_stride;
-    S* dz = m_.dz + rows_of_block * m_.dz_stride;
+    dz_ = dz_ == m_.dz[0] ? m_.dz[1] : m_.dz[0];
+    S* dz = dz_ + rows_of_block * m_.dz_stride;
     for (int64_t s = end - 1; s >= first; --s) {
       if (keep) {
-        dz = m_.dz + s % 2 * p_.steps.batch * m_.dz_stride;
+        dz = m_.dz[s % 2];
       } else {
         dz -= whole_.count(s) * m_.dz_stride;
       }
@@ -301,7 +302,7 @@ class LayerBackwardPass {
       S* const dh = m_.dh ? m_.dh + walk_.first_row * m_.stride : own_rows;
       const int64_t rows = walk_.count(s), going_on = walk_.going_on(s + 1);
       const S* const grad_h_n = m_.grad_h_n + walk_.first_row * m_.stride;
-      multiply_by_u(behind, going_on, dh, m_.stride);
+      multiply_by_u(behind_, going_on, dh, m_.stride);
       for (int64_t b = going_on; b < rows; ++b) {
         copy_row(grad_h_n + b * m_.stride, own_.begin, own_.end, dh + b * m_.stride);
       }
@@ -314,13 +315,7 @@ class LayerBackwardPass {
       }
       worker_.group->wait(member_);
       grad_of_first_states(s, own_rows);
-      behind = own_rows;
-    }
-    if (first > 0) {
-      for (int64_t b = 0; b < walk_.count(first); ++b) {
-        copy_row(behind + b * m_.dz_stride, own_.begin / Terms::kTerms, Terms::words(own_.end),
-                 m_.last + (walk_.first_row + b) * m_.dz_stride);
-      }
+      behind_ = own_rows;
     }
     return rows_of_block;
   }
@@ -348,7 +343,7 @@ class LayerBackwardPass {
     if (m_.strip == nullptr) return;
     const Share share = share_of(m_.strips, worker_.thread, threads_);
     for (int64_t i = share.begin; i < share.end; ++i) {
-      Terms::pack_strip(m_.dz + i * kStrip / Terms::kTerms, m_.dz_stride, rows,
+      Terms::pack_strip(dz_ + i * kStrip / Terms::kTerms, m_.dz_stride, rows,
                         m_.strip + i * kStrip * Terms::words(rows));
     }
   }
@@ -361,7 +356,7 @@ class LayerBackwardPass {
     while (s < end && b >= whole_.count(s)) b -= whole_.count(s++);
     for (int64_t row = share.begin, n; row < share.end; row += n) {
       n = smaller(kChunkRows, share.end - row);
-      panel_product<Terms, S>({m_.dz + row * m_.dz_stride, m_.dz_stride, m_.w, Terms::words(H_), nullptr, 0, m_.rows,
+      panel_product<Terms, S>({dz_ + row * m_.dz_stride, m_.dz_stride, m_.w, Terms::words(H_), nullptr, 0, m_.rows,
                                m_.x_stride, padded<S>(I_)},
                               n, 0, panel_count<S>(I_), Parts::kOne);
       store_grad_inputs(n, s, b);
@@ -380,7 +375,7 @@ class LayerBackwardPass {
     if (!p_.grad_bias) return;
     const Share share = share_of(padded<S>(H_) / kLanes, worker_.thread, threads_);
     for (int64_t v = share.begin; v < share.end; ++v) {
-      add_up(m_.dz + v * kLanes / Terms::kTerms, m_.dz_stride, rows, end == p_.steps.steps, m_.db + v * kLanes);
+      add_up(dz_ + v * kLanes / Terms::kTerms, m_.dz_stride, rows, end == p_.steps.steps, m_.db + v * kLanes);
       if (first == 0) store_row(m_.db, H_, v * kLanes, (v + 1) * kLanes, p_.grad_bias);
     }
   }
@@ -482,7 +477,7 @@ class LayerBackwardPass {
     for (int64_t i = strips.begin; i < strips.end; ++i) {
       const int64_t row = (first_strip + i) * kStrip;
       const WeightsOperand<S> strip = m_.strip ? WeightsOperand<S>{m_.strip + i * kStrip * words, kStrip}
-                                               : WeightsOperand<S>{m_.dz + row, m_.dz_stride};
+                                               : WeightsOperand<S>{dz_ + row, m_.dz_stride};
       WeightsTile<T> to = {.sums = sums + row * padded<S>(size) + col,
                            .sums_stride = padded<S>(size),
                            .gradient = gradient + row * size + col,
@@ -517,7 +512,9 @@ class LayerBackwardPass {
   const int threads_ = division_.threads();
   const int member_;
   const BackwardMemory<T, Terms> m_;
-  const Walk whole_, walk_;  // of the whole batch, and of the group's rows
+  S* dz_ = m_.dz[1];           // the block's
+  const S* behind_ = nullptr;  // the group's rows of dz, of the step behind
+  const Walk whole_, walk_;    // of the whole batch, and of the group's rows
   const Columns<S> own_;
   const Parts parts_ = parts_for(p_.steps.batch);
 };
