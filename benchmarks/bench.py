@@ -12,7 +12,7 @@ host-inclusive, device with warm L2 and device with cold L2 (results.py says wha
 also says what is kept for the backward, and the most memory that it takes at once.
 
 TF32 is off for every peer, as it is by default for nn.RNNCell (cuDNN's RNN would use it). On the CPU freed memory stays
-with the process (timing.keep_freed_memory).
+with the process (timing.keep_freed_memory), until memory is counted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,15 @@ from cases import (
 )
 from device import default_device, floor_us, gpu_state, peak_tflop_s, probe
 from peers import LAYERS
-from timing import device_sampler, host_sampler, keep_freed_memory, kernels_per_call, quartiles, sample_in_turns
+from timing import (
+    device_sampler,
+    host_sampler,
+    keep_freed_memory,
+    kernels_per_call,
+    quartiles,
+    return_freed_memory,
+    sample_in_turns,
+)
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -181,7 +189,7 @@ def measure_case(
     layer = LAYERS[case.layer]
     tensors = make_tensors(case, device)
     wanted = reference(case, tensors)
-    notes, steps, errors, kernels, memory = {}, {}, {}, {}, {}
+    notes, steps, errors, kernels = {}, {}, {}, {}
     for name in names:
         peer = layer.peers[name]
         try:
@@ -193,8 +201,6 @@ def measure_case(
                 continue
             if device.type == "cuda" and peer.compiles and not args.check_only:  # the others': count_kernels
                 (kernels[name],) = kernels_per_call([lambda run=step.run: run])
-            if name in ("rnn_ext", layer.replaced) and case.backward and case.few and not args.check_only:
-                memory[name] = saved_bytes(step), peak_bytes(step, device)
             steps[name] = step
         except Exception as error:  # a peer that cannot take the case stands in the results with its reason
             notes[name] = brief(error)
@@ -222,15 +228,14 @@ def measure_case(
                     clock_notes[name] = brief(error)
         samples = sample_in_turns(samplers, args.rounds, args.seconds)
         for name in taking_part:
-            saved, peak = memory.get(name, (None, None))
             row = case.fields() | {
                 "peer": name,
                 "clock": clock,
                 "rounds": len(samples.get(name, [])),
                 "kernels": kernels.get(name),
                 "floor_us": floor,
-                "saved_bytes": saved,
-                "peak_bytes": peak,
+                "saved_bytes": None,
+                "peak_bytes": None,
                 "error": errors.get(name),
                 "note": clock_notes.get(name, ""),
             }
@@ -281,6 +286,22 @@ def count_kernels(rows: list[dict[str, Any]], device: torch.device) -> None:
             row["kernels"] = counts[Case.of(row)]
 
 
+def count_memory(rows: list[dict[str, Any]], device: torch.device) -> None:
+    """Fills in what a training step takes, where that is compared: after all times, which would suffer from it."""
+    return_freed_memory()
+    counts: dict[tuple[Case, str], tuple[int, int | None]] = {}
+    for row in rows:
+        case, name = Case.of(row), row["peer"]
+        layer = LAYERS[case.layer]
+        if row["median_us"] is None or name not in ("rnn_ext", layer.replaced) or not (case.backward and case.few):
+            continue
+        if (case, name) not in counts:
+            step = layer.peers[name].build(case, make_tensors(case, device))
+            step.run()
+            counts[case, name] = saved_bytes(step), peak_bytes(step, device)
+        row["saved_bytes"], row["peak_bytes"] = counts[case, name]
+
+
 def progress(items: Sequence[Item], unit: str = "case", doing: Callable[[Item], str] = str) -> Iterator[Item]:
     """The items, with a bar on a terminal, a line every ten seconds in a log; `doing` says what is at hand."""
     try:
@@ -314,6 +335,8 @@ def run(args: argparse.Namespace, document: dict[str, Any]) -> None:
             if not args.check_only:
                 results.write(document, args.output / layer.file)
         document["complete"] = True
+        if not args.check_only:
+            count_memory(document["rows"], device)
         if device.type == "cuda" and not args.check_only:
             results.write(document, args.output / layer.file)
             count_kernels(document["rows"], device)

@@ -27,11 +27,20 @@ def keep_freed_memory() -> None:
     By default it hands large blocks back to the system or not, depending on what happens to lie next to them. To fault
     them in again can take as long as the call that is timed.
     """
+    set_malloc_thresholds(trim=2**30, mmap=2**25)  # the most that every version takes
+
+
+def return_freed_memory() -> None:
+    """Has it hand back all but small blocks at once, so that the process's pages are those in use."""
+    set_malloc_thresholds(trim=2**17, mmap=2**17)
+
+
+def set_malloc_thresholds(trim: int, mmap: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_trim_threshold, 2**30)
-        mallopt(m_mmap_threshold, 2**25)  # the most that every version takes
+        mallopt(m_trim_threshold, trim)
+        mallopt(m_mmap_threshold, mmap)
 
 
 def synchronize() -> None:

@@ -345,7 +345,6 @@ def test_rows_of_a_gpu(quick, modules, monkeypatch, name, peers):
     make_tensors, cpu = cases.make_tensors, torch.device("cpu")
     monkeypatch.setattr(bench, "make_tensors", lambda case, _, seed=0: make_tensors(case, cpu, seed))
     monkeypatch.setattr(bench, "FLUSH_BYTES", 2**20)
-    monkeypatch.setattr(bench, "peak_bytes", lambda step, device: 1)
     monkeypatch.setattr(
         bench, "kernels_per_call", lambda cases: sessions.append([case() for case in cases]) or [1.0] * len(cases)
     )
