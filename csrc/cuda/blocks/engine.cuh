@@ -93,7 +93,8 @@ class TensorCoreEngine {
   static constexpr int kStepK = 32 / static_cast<int>(sizeof(T));  // k of one instruction
   static constexpr int kTilesM = Shape::kWarpM / 16, kTilesN = Shape::kWarpN / 8;
   static constexpr int kSteps = Shape::BK / kStepK / Shape::kGroups;
-  static constexpr bool kMatrixLoads = sizeof(T) == 2;  // ldmatrix moves 16-bit elements, or whole 16-byte chunks of k
+  // ldmatrix transposes 16-bit elements alone.
+  static_assert(sizeof(T) == 2 || (kMajorA == Major::kK && kMajorB == Major::kK));
   static_assert(Shape::kWarpM % 16 == 0 && Shape::kWarpN % 16 == 0 && Shape::BK % (kStepK * Shape::kGroups) == 0);
 
   float acc_[kTilesM][kTilesN][4] = {};
@@ -124,14 +125,9 @@ class TensorCoreEngine {
       const int m = warp_m() + i * 16;
       if constexpr (kMajorA == Major::kK) {
         ptx::ldmatrix_x4(a[i], tile_a + LayoutA::offset(m + matrix % 2 * 8 + row, k + matrix / 2 * kMatrixK));
-      } else if constexpr (kMatrixLoads) {
+      } else {
         ptx::ldmatrix_x4</*kTransposed=*/true>(a[i],
                                                tile_a + LayoutA::offset(m + matrix % 2 * 8, k + matrix / 2 * 8 + row));
-      } else {
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          a[i][r] = __float_as_uint(tile_a[LayoutA::offset(m + r % 2 * 8 + lane() / 4, k + r / 2 * 4 + lane() % 4)]);
-        }
       }
     }
 #pragma unroll
@@ -140,14 +136,9 @@ class TensorCoreEngine {
       uint32_t pair[4];
       if constexpr (kMajorB == Major::kK) {
         ptx::ldmatrix_x4(pair, tile_b + LayoutB::offset(n + matrix / 2 * 8 + row, k + matrix % 2 * kMatrixK));
-      } else if constexpr (kMatrixLoads) {
+      } else {
         ptx::ldmatrix_x4</*kTransposed=*/true>(pair,
                                                tile_b + LayoutB::offset(n + matrix / 2 * 8, k + matrix % 2 * 8 + row));
-      } else {
-#pragma unroll
-        for (int r = 0; r < 4; ++r) {
-          pair[r] = __float_as_uint(tile_b[LayoutB::offset(n + r / 2 * 8 + lane() / 4, k + r % 2 * 4 + lane() % 4)]);
-        }
       }
 #pragma unroll
       for (int r = 0; r < 4; ++r) b[j + r / 2][r % 2] = pair[r];

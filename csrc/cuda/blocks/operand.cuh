@@ -86,12 +86,8 @@ struct SwizzledLayout {
   static_assert(kLength % kPerChunk == 0 && (kChunks & (kChunks - 1)) == 0 && kChunks >= 2);
 
   static __device__ __forceinline__ int swizzle(int line) {
-    constexpr int kPer128 = kChunks >= 8 ? 1 : 8 / kChunks;           // lines in all 32 banks
-    if (sizeof(T) == 2 || (sizeof(T) == 4 && kMajor == Major::kK)) {  // ldmatrix: one chunk of 8 successive lines
-      return line / kPer128 & (kChunks >= 8 ? 7 : kChunks - 1);
-    }
-    if (sizeof(T) == 4)
-      return kChunks >= 8 ? (line & 3) << 1 : (line / kPer128 << 1) & (kChunks - 1);  // 4 lines by 8 words
+    constexpr int kPer128 = kChunks >= 8 ? 1 : 8 / kChunks;                        // lines in all 32 banks
+    if (sizeof(T) <= 4) return line / kPer128 & (kChunks >= 8 ? 7 : kChunks - 1);  // ldmatrix: a chunk of 8 lines
     if (kMajor == Major::kK) return kChunks >= 8 ? (line & 1) << 2 : 0;  // 16-byte reads of 4 chunks of 2 lines
     return (line >> 1 << 1) & (kChunks >= 8 ? 7 : kChunks - 1);          // 8-byte reads, lines 0 2 4 6 by 4 elements
   }

@@ -1,5 +1,5 @@
-// The mainloop by itself, on the host runtime: a product of one or two segments for every engine, both majors of either
-// operand, both ways into shared memory, every width of a copy, and an operand combined of two matrices, against a
+// The mainloop by itself, on the host runtime: a product of one or two segments for every engine, with the majors that
+// kernels have, both ways into shared memory, every width of a copy, and an operand combined of two matrices, against a
 // float64 loop. Buffers have their exact size and end with their last element; the gaps between lines hold NaN.
 #include <cmath>
 #include <limits>
@@ -144,23 +144,33 @@ void test(const char* name, int64_t rows, int64_t columns, int64_t depth1, int64
   });
 }
 
-// Each combination of majors takes its own layouts and shapes, so that all widths meet all engines without
-// multiplying up. 16-bit elements that are not even 4-byte aligned can't go by cp.async.
-template <typename T, Math kMath, class Shape, Fill kFill, bool kCombined>
-void test_engine(const char* name) {
+// 16-bit elements that are not even 4-byte aligned can't go by cp.async.
+template <typename T, Math kMath, class Shape, Fill kFill, bool kCombined, Major kMajorA, Major kMajorB>
+void test_majors(const char* name) {
   constexpr int k16 = 16 / sizeof(T), k8 = sizeof(T) < 8 ? 8 / sizeof(T) : 1, k4 = sizeof(T) < 4 ? 2 : 1;
   constexpr bool kOnlyVectors = kFill == Fill::kAsync && sizeof(T) == 2;
   const Layout aligned16 = {0, k16, 0, 1}, aligned8 = {k8, k8, k16, 1}, aligned4 = {k4, k4, 3 * k4, 1};
   const Layout odd = kOnlyVectors ? aligned4 : Layout{1, 1, 1, 1},
                strided = kOnlyVectors ? aligned8 : Layout{0, 1, 1, 2};
   constexpr int M = Shape::BM, N = Shape::BN, K = Shape::BK;
-  constexpr Major kK = Major::kK, kRows = Major::kRows;
-  test<T, kMath, Shape, kK, kK, kFill, kCombined>(name, M + 3, N + 5, 2 * K + 3, K, odd);
-  test<T, kMath, Shape, kK, kRows, kFill, kCombined>(name, M - 3, N - 6, 3 * K - 2, 2, strided);
-  test<T, kMath, Shape, kRows, kK, kFill, kCombined>(name, M, N + 8, K, 3 * K + 8, aligned16);
-  test<T, kMath, Shape, kRows, kRows, kFill, kCombined>(name, M + 4, N - 8, 5, 0, aligned8);
-  test<T, kMath, Shape, kK, kK, kFill, kCombined>(name, 1, 2, 6 * K + 1, 0, aligned16);
-  test<T, kMath, Shape, kRows, kRows, kFill, kCombined>(name, 2, 3, 0, 12, aligned4);
+  const auto run = test<T, kMath, Shape, kMajorA, kMajorB, kFill, kCombined>;
+  run(name, M + 3, N + 5, 2 * K + 3, K, odd);
+  run(name, M - 3, N - 6, 3 * K - 2, 2, strided);
+  run(name, M, N + 8, K, 3 * K + 8, aligned16);
+  run(name, M + 4, N - 8, 5, 0, aligned8);
+  run(name, 1, 2, 6 * K + 1, 0, aligned16);
+  run(name, 2, 3, 0, 12, aligned4);
+}
+
+// As in a forward kernel, and in the two products of a backward one, of which A may be combined.
+template <typename T, Math kMath, class Shape, Fill kFill>
+void test_forward(const char* name) {
+  test_majors<T, kMath, Shape, kFill, false, Major::kK, Major::kK>(name);
+}
+template <typename T, Math kMath, class Shape, Fill kFill, bool kCombined>
+void test_backward(const char* name) {
+  test_majors<T, kMath, Shape, kFill, kCombined, Major::kK, Major::kRows>(name);
+  test_majors<T, kMath, Shape, kFill, kCombined, Major::kRows, Major::kRows>(name);
 }
 
 template <int BM, int BN, int BK, int kWarpsM, int kWarpsN, int kGroups, int kStages>
@@ -169,41 +179,44 @@ template <int BM, int BN, int BK, int TM, int TN, int kGroups, int kStages>
 using Threads = ThreadShape<BM, BN, BK, TM, TN, kGroups, kStages, 1>;
 
 TEST(mainloop_tensor_core_half) {
-  test_engine<__half, Math::kTensorCore, Warps<32, 32, 32, 2, 1, 1, 3>, Fill::kAsync, false>("half");
+  using Shape = Warps<32, 32, 32, 2, 1, 1, 3>;
+  test_forward<__half, Math::kTensorCore, Shape, Fill::kAsync>("half");
+  test_backward<__half, Math::kTensorCore, Shape, Fill::kAsync, false>("half");
 }
 TEST(mainloop_tensor_core_bfloat16_sliced) {
-  test_engine<__nv_bfloat16, Math::kTensorCore, Warps<16, 64, 64, 1, 1, 2, 4>, Fill::kAsync, false>("bfloat16");
+  test_forward<__nv_bfloat16, Math::kTensorCore, Warps<16, 64, 64, 1, 1, 2, 4>, Fill::kAsync>("bfloat16");
 }
 TEST(mainloop_tensor_core_half_staged) {
-  test_engine<__half, Math::kTensorCore, Warps<16, 32, 32, 1, 2, 1, 2>, Fill::kStaged, false>("half staged");
+  test_forward<__half, Math::kTensorCore, Warps<16, 32, 32, 1, 2, 1, 2>, Fill::kStaged>("half staged");
 }
 TEST(mainloop_tensor_core_half_combined) {
-  test_engine<__half, Math::kTensorCore, Warps<32, 32, 32, 1, 2, 1, 3>, Fill::kAsync, true>("half combined");
+  test_backward<__half, Math::kTensorCore, Warps<32, 32, 32, 1, 2, 1, 3>, Fill::kAsync, true>("half combined");
 }
-TEST(mainloop_tf32) { test_engine<float, Math::kTf32, Warps<32, 32, 32, 1, 2, 1, 3>, Fill::kAsync, false>("tf32"); }
-TEST(mainloop_tf32_combined) {
-  test_engine<float, Math::kTf32, Warps<32, 32, 16, 1, 1, 2, 3>, Fill::kAsync, true>("tf32 combined");
-}
+TEST(mainloop_tf32) { test_forward<float, Math::kTf32, Warps<32, 32, 32, 1, 2, 1, 3>, Fill::kAsync>("tf32"); }
 TEST(mainloop_tensor_core_double) {
-  test_engine<double, Math::kTensorCore, Warps<32, 16, 16, 2, 1, 1, 3>, Fill::kAsync, false>("double");
+  using Shape = Warps<32, 16, 16, 2, 1, 1, 3>;
+  test_forward<double, Math::kTensorCore, Shape, Fill::kAsync>("double");
+  test_backward<double, Math::kTensorCore, Shape, Fill::kAsync, false>("double");
 }
 TEST(mainloop_tensor_core_double_combined) {
-  test_engine<double, Math::kTensorCore, Warps<16, 32, 16, 1, 1, 2, 2>, Fill::kAsync, true>("double combined");
+  test_backward<double, Math::kTensorCore, Warps<16, 32, 16, 1, 1, 2, 2>, Fill::kAsync, true>("double combined");
 }
 TEST(mainloop_simt_float) {
-  test_engine<float, Math::kSimt, Threads<32, 64, 16, 8, 8, 2, 3>, Fill::kAsync, false>("float");
+  using Shape = Threads<32, 64, 16, 8, 8, 2, 3>;
+  test_forward<float, Math::kSimt, Shape, Fill::kAsync>("float");
+  test_backward<float, Math::kSimt, Shape, Fill::kAsync, false>("float");
 }
 TEST(mainloop_simt_float_combined) {
-  test_engine<float, Math::kSimt, Threads<16, 32, 8, 4, 4, 1, 2>, Fill::kAsync, true>("float combined");
+  test_backward<float, Math::kSimt, Threads<16, 32, 8, 4, 4, 1, 2>, Fill::kAsync, true>("float combined");
 }
 TEST(mainloop_simt_float_staged) {
-  test_engine<float, Math::kSimt, Threads<16, 64, 16, 4, 4, 2, 2>, Fill::kStaged, false>("float staged");
+  test_forward<float, Math::kSimt, Threads<16, 64, 16, 4, 4, 2, 2>, Fill::kStaged>("float staged");
 }
 TEST(mainloop_simt_bfloat16) {
-  test_engine<__nv_bfloat16, Math::kSimt, Threads<16, 32, 16, 4, 4, 1, 2>, Fill::kStaged, false>("simt bfloat16");
+  test_forward<__nv_bfloat16, Math::kSimt, Threads<16, 32, 16, 4, 4, 1, 2>, Fill::kStaged>("simt bfloat16");
 }
 TEST(mainloop_simt_double) {
-  test_engine<double, Math::kSimt, Threads<16, 32, 8, 4, 4, 1, 2>, Fill::kStaged, false>("simt double");
+  test_forward<double, Math::kSimt, Threads<16, 32, 8, 4, 4, 1, 2>, Fill::kStaged>("simt double");
 }
 
 }  // namespace
