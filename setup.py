@@ -209,6 +209,7 @@ def main() -> None:
         ("NDEBUG", None),
     ]
     cxx_flags = ["-O3", "-fvisibility=hidden", "-Wall", "-fopenmp"]  # without OpenMP, at::parallel_for has one thread
+    cxx_flags.append("-g0")  # Python's own flags have -g, up to half of the time of what includes torch
     cxx_flags += ["-Wframe-larger-than=32768", "-Werror=frame-larger-than=32768"]  # a thread may have 128 KB
     nvcc_flags = ["-O3", "-lineinfo"]
     if toolkit is not None:
