@@ -1,9 +1,9 @@
 // The node is a C++ torch::autograd::Function: the same as rnn_ext.RNNCellFunction, without Python's cost a call.
 #include "cell/autograd.h"
 
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "operators/autocast.h"
 #include "operators/checks.h"
 #include "operators/eligible.h"
 #include "operators/find_op.h"
@@ -88,7 +88,7 @@ std::vector<Tensor> rnn_cell_gradients(const CellBackwardArguments& a) {
 
 OptTensor rnn_cell_eager(const CellArguments& a) {
   if (transforms_active() || !is_plain(a.input)) return std::nullopt;
-  const bool autocast = at::autocast::is_autocast_enabled(a.input.device().type());
+  const bool autocast = is_autocast_enabled(a.input.device().type());
   bool requires_grad = a.input.requires_grad();
   const auto fits = [&](const Tensor& t) {
     requires_grad |= t.requires_grad();

@@ -2,6 +2,7 @@
 // too) and Autocast. Their autograd formulas are registered by rnn_ext/ops.py.
 #include "cell/ops.h"
 
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "operators/autocast.h"

@@ -1,6 +1,8 @@
 // The operators on CUDA tensors: checks, allocation on the current stream's device, and the step down to csrc/cuda.
 // The kernels take any strides, so no operand is ever copied.
 #include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>

@@ -1,7 +1,6 @@
-// The operators under autocast: as nn.RNNCell and nn.RNN they are on its low-precision list.
+// The operators under autocast: as nn.RNNCell and nn.RNN they are on its low-precision list. ATen's header for it
+// brings all of ATen's operators along: only autocast.cpp includes that.
 #pragma once
-#include <ATen/autocast_mode.h>
-
 #include <type_traits>
 
 #include "operators/find_op.h"
@@ -9,9 +8,24 @@
 
 namespace rnn_ext {
 
-// The kernel of an operator `Op`, which has a kName and a Signature: casts the tensors and calls it. The dtype is the
-// one in force now (torch.library.register_autocast would freeze one), and cached_cast keeps the cast weights for the
-// rest of the autocast region; it leaves whole numbers alone.
+bool is_autocast_enabled(at::DeviceType device_type);
+
+// The dtype is the one in force now (torch.library.register_autocast would freeze one), and the cast weights are kept
+// for the rest of the autocast region; whole numbers are left alone.
+Tensor autocast(const Tensor& t, at::DeviceType device_type);
+OptTensor autocast(const OptTensor& t, at::DeviceType device_type);
+
+// Autocast's cache would keep casts of the weights made here, which have no graph, for those who do need one.
+class WithoutAutocastCache {
+ public:
+  WithoutAutocastCache();
+  ~WithoutAutocastCache();
+
+ private:
+  const bool enabled_;
+};
+
+// The kernel of an operator `Op`, which has a kName and a Signature: casts the tensors and calls it.
 template <at::DeviceType device_type, typename Op, typename Signature = typename Op::Signature>
 struct Autocast;
 
@@ -20,11 +34,10 @@ struct Autocast<device_type, Op, Result(Arguments...)> {
   static Result call(Arguments... arguments) {
     constexpr auto key = device_type == at::kCUDA ? c10::DispatchKey::AutocastCUDA : c10::DispatchKey::AutocastCPU;
     c10::impl::ExcludeDispatchKeyGuard no_autocast(key);
-    const auto dtype = at::autocast::get_autocast_dtype(device_type);
     const auto cast = [&](const auto& argument) {
       using Argument = std::decay_t<decltype(argument)>;
       if constexpr (std::is_same_v<Argument, Tensor> || std::is_same_v<Argument, OptTensor>) {
-        return at::autocast::cached_cast(dtype, argument, device_type);
+        return autocast(argument, device_type);
       } else {
         return argument;
       }

@@ -1,6 +1,5 @@
 // The Python module: the low-overhead eager path, the checks that Python code shares, and facts about the build.
 #include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -11,6 +10,7 @@
 #include "cuda/plan/cell_backward.h"
 #include "cuda/plan/cell_forward.h"
 #include "cuda/plan/sequence.h"
+#include "operators/autocast.h"
 #include "operators/eligible.h"
 #include "sequence/autograd.h"
 
@@ -151,16 +151,6 @@ PyMethodDef method(const char* name, Function* function) {
 }
 PyMethodDef kMethods[] = {
     method("rnn_cell", &rnn_cell), method("rnn_layer", &rnn_layer), method("get_parameters", &get_parameters), {}};
-
-// Autocast's cache would keep casts of the weights made here, which have no graph, for those who do need one.
-class WithoutAutocastCache {
- public:
-  WithoutAutocastCache() { at::autocast::set_autocast_cache_enabled(false); }
-  ~WithoutAutocastCache() { at::autocast::set_autocast_cache_enabled(enabled_); }
-
- private:
-  const bool enabled_ = at::autocast::is_autocast_cache_enabled();
-};
 
 Tensor below_autograd(const Tensor& input, const OptTensor& hx, const Tensor& weight_ih, const Tensor& weight_hh,
                       const OptTensor& bias_ih, const OptTensor& bias_hh, const py::handle& nonlinearity) {

@@ -1,6 +1,8 @@
 // What the operators on CUDA tensors share: the GPU as the plans see it, and products whose sums keep their precision.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAException.h>
 
 #include <array>

@@ -1,7 +1,6 @@
 #include "operators/eligible.h"
 
-#include <torch/csrc/autograd/forward_grad.h>
-#include <torch/csrc/jit/frontend/tracer.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 namespace rnn_ext {
 
@@ -19,7 +18,7 @@ bool is_plain(const Tensor& t) {
 
 bool transforms_active() {
   return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode) ||
-         torch::jit::tracer::isTracing();
+         c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::Tracer);
 }
 
 }  // namespace rnn_ext

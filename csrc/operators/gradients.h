@@ -1,5 +1,7 @@
 // The gradients that a backward operator is asked for.
 #pragma once
+#include <ATen/ops/empty.h>
+
 #include <array>
 #include <utility>
 #include <vector>

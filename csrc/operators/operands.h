@@ -1,6 +1,6 @@
 // From tensors to what kernels are told.
 #pragma once
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <optional>
 #include <string_view>

@@ -1,6 +1,9 @@
 // What ops.h declares: argument checks, outputs, and the tables of steps.
 #include "sequence/ops.h"
 
+#include <ATen/ops/_local_scalar_dense.h>
+#include <ATen/ops/empty.h>
+
 #include <algorithm>
 #include <numeric>
 

@@ -1,8 +1,8 @@
 #include "sequence/autograd.h"
 
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "operators/autocast.h"
 #include "operators/checks.h"
 #include "operators/eligible.h"
 #include "operators/find_op.h"
@@ -115,7 +115,7 @@ std::optional<std::tuple<Tensor, Tensor>> rnn_layer_eager(const LayerArguments& 
   const OptTensor hx = has_layers ? OptTensor(given.hx->select(0, 0)) : given.hx;
   const LayerArguments a = {given.input,   hx,           given.weight_ih, given.weight_hh, given.bias_ih,
                             given.bias_hh, given.options};
-  const bool autocast = at::autocast::is_autocast_enabled(a.input.device().type());
+  const bool autocast = is_autocast_enabled(a.input.device().type());
   bool requires_grad = false;
   const auto fits = [&](const Tensor& t) {
     requires_grad |= t.requires_grad();

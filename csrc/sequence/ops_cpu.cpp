@@ -1,4 +1,8 @@
 // The operators of a layer over a sequence on the CPU.
+#include <ATen/Dispatch.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include "cpu/sequence/launch.h"

@@ -1,5 +1,6 @@
 // The operators of a layer over a sequence on CUDA tensors: checks, and a recurrence by the kernels of csrc/cuda. They
 // take any strides. Nothing waits for the GPU, so that a CUDA graph can hold a call.
+#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>

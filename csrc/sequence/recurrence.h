@@ -7,8 +7,15 @@
 //   device.previous_states(steps, reverse, hidden_size, output, hx, previous)
 //   device.multiply_to_sums(sums, a, b)                              sums = a b, in the sums' dtype
 #pragma once
-#include <ATen/ATen.h>
 #include <ATen/Dispatch.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
 
 #include "cuda/sequence/params.h"
 #include "operators/device_type.h"
