@@ -12,7 +12,7 @@ host-inclusive, device with warm L2 and device with cold L2 (results.py says wha
 also says what is kept for the backward, and the most memory that it takes at once.
 
 TF32 is off for every peer, as it is by default for nn.RNNCell (cuDNN's RNN would use it). On the CPU freed memory stays
-with the process (timing.keep_freed_memory), until memory is counted.
+with the process (timing.keep_freed_memory), but where memory is counted.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
+import multiprocessing
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -286,20 +288,30 @@ def count_kernels(rows: list[dict[str, Any]], device: torch.device) -> None:
             row["kernels"] = counts[Case.of(row)]
 
 
+def memory_of(case: Case, name: str, device: torch.device) -> tuple[int, int | None]:
+    """saved_bytes and peak_bytes of a peer's step."""
+    step = LAYERS[case.layer].peers[name].build(case, make_tensors(case, device))
+    step.run()
+    return saved_bytes(step), peak_bytes(step, device)
+
+
 def count_memory(rows: list[dict[str, Any]], device: torch.device) -> None:
-    """Fills in what a training step takes, where that is compared: after all times, which would suffer from it."""
-    return_freed_memory()
+    """Fills in what a training step takes, where that is compared: on the CPU in a process of its own, as what malloc
+    keeps depends on all that was freed before.
+    """
     counts: dict[tuple[Case, str], tuple[int, int | None]] = {}
-    for row in rows:
-        case, name = Case.of(row), row["peer"]
-        layer = LAYERS[case.layer]
-        if row["median_us"] is None or name not in ("rnn_ext", layer.replaced) or not (case.backward and case.few):
-            continue
-        if (case, name) not in counts:
-            step = layer.peers[name].build(case, make_tensors(case, device))
-            step.run()
-            counts[case, name] = saved_bytes(step), peak_bytes(step, device)
-        row["saved_bytes"], row["peak_bytes"] = counts[case, name]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, initializer=return_freed_memory) as process:
+        for row in rows:
+            case, name = Case.of(row), row["peer"]
+            compared = name in ("rnn_ext", LAYERS[case.layer].replaced) and case.backward and case.few
+            if not compared or row["median_us"] is None:
+                continue
+            if (case, name) not in counts:
+                given = case, name, device
+                on_cpu = device.type == "cpu"
+                counts[case, name] = process.submit(memory_of, *given).result() if on_cpu else memory_of(*given)
+            row["saved_bytes"], row["peak_bytes"] = counts[case, name]
 
 
 def progress(items: Sequence[Item], unit: str = "case", doing: Callable[[Item], str] = str) -> Iterator[Item]:
