@@ -288,8 +288,9 @@ def count_kernels(rows: list[dict[str, Any]], device: torch.device) -> None:
             row["kernels"] = counts[Case.of(row)]
 
 
-def memory_of(case: Case, name: str, device: torch.device) -> tuple[int, int | None]:
-    """saved_bytes and peak_bytes of a peer's step."""
+def memory_of(device: torch.device, step_of: tuple[Case, str]) -> tuple[int, int | None]:
+    """saved_bytes and peak_bytes of a case's step by a peer."""
+    case, name = step_of
     step = LAYERS[case.layer].peers[name].build(case, make_tensors(case, device))
     step.run()
     return saved_bytes(step), peak_bytes(step, device)
@@ -299,19 +300,23 @@ def count_memory(rows: list[dict[str, Any]], device: torch.device) -> None:
     """Fills in what a training step takes, where that is compared: on the CPU in a process of its own, as what malloc
     keeps depends on all that was freed before.
     """
-    counts: dict[tuple[Case, str], tuple[int, int | None]] = {}
+
+    def is_compared(case: Case, name: str) -> bool:
+        return name in ("rnn_ext", LAYERS[case.layer].replaced) and case.backward and case.few
+
+    measured = [((Case.of(row), row["peer"]), row) for row in rows if row["median_us"] is not None]
+    chosen = [(step, row) for step, row in measured if is_compared(*step)]
+    steps = list(dict.fromkeys(step for step, _ in chosen))
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, initializer=return_freed_memory) as process:
-        for row in rows:
-            case, name = Case.of(row), row["peer"]
-            compared = name in ("rnn_ext", LAYERS[case.layer].replaced) and case.backward and case.few
-            if not compared or row["median_us"] is None:
-                continue
-            if (case, name) not in counts:
-                given = case, name, device
-                on_cpu = device.type == "cpu"
-                counts[case, name] = process.submit(memory_of, *given).result() if on_cpu else memory_of(*given)
-            row["saved_bytes"], row["peak_bytes"] = counts[case, name]
+    try:
+        with ProcessPoolExecutor(1, spawn, initializer=return_freed_memory) as process:
+            each = process.map if device.type == "cpu" else map
+            counts = dict(zip(steps, each(partial(memory_of, device), steps), strict=True))
+    except Exception as error:  # the times stand without the counts
+        print(f"memory was not counted: {brief(error)}")
+        return
+    for step, row in chosen:
+        row["saved_bytes"], row["peak_bytes"] = counts[step]
 
 
 def progress(items: Sequence[Item], unit: str = "case", doing: Callable[[Item], str] = str) -> Iterator[Item]:
